@@ -1,0 +1,64 @@
+"""The dispatcher: one module per subcommand, none of which imports torch before it runs."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from mfkit.commands import (
+    bootstrap,
+    distill,
+    encode,
+    fid,
+    flops,
+    inspect_file,
+    midtrain,
+    plot,
+    sample,
+    train_rae,
+    train_teacher,
+    trajectories,
+)
+from mfkit.commands.console import one_line_errors
+
+app = typer.Typer(
+    name="mfkit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for module in (
+    train_rae, encode, train_teacher, trajectories, midtrain, distill, bootstrap, sample, fid, flops, plot,
+    inspect_file,
+):  # fmt: skip
+    module.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mfkit import __version__
+        from mfkit.files.artifact import library_versions
+
+        print(json.dumps({"mfkit": __version__, **library_versions()}))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions, as JSON.")
+    ] = False,
+) -> None:
+    """One-step image generation by mean flow on representation autoencoders.
+
+    The chain: train-rae → encode → train-teacher → trajectories → midtrain → distill → bootstrap → sample → fid.
+    Every file describes itself, so each command finds what the one before it made.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    with one_line_errors():
+        app()

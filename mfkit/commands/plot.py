@@ -1,0 +1,29 @@
+"""``mfkit plot``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mfkit.commands import options
+
+
+def register(app: typer.Typer) -> None:
+    @options.command(app, "plot", examples="`mfkit plot cmt.log.jsonl mfd.log.jsonl -o curves.png`")
+    def plot(
+        logs: Annotated[list[Path], typer.Argument(metavar="LOG…", help="Training logs.")],
+        output: options.RequiredOutput,
+        overwrite: options.Overwrite = False,
+    ) -> str:
+        """Training logs → loss, raw error and gradient norm, as a picture."""
+        from mfkit.files.atomic import claim
+        from mfkit.files.pictures import write_curves
+        from mfkit.training.log import read
+
+        names = [log.name.removesuffix(".log.jsonl") for log in logs]
+        if len(set(names)) < len(names):
+            names = [str(log) for log in logs]
+        curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
+        claim(output, overwrite=overwrite)
+        write_curves(output, curves)
+        return str(output)

@@ -1,0 +1,47 @@
+"""``mfkit train-rae``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mfkit.commands import options
+from mfkit.settings import AutoencoderSettings, TrainingSettings
+
+
+def register(app: typer.Typer) -> None:
+    @options.command(
+        app, "train-rae", AutoencoderSettings, TrainingSettings,
+        examples="`mfkit train-rae digits:train --encoder tiny -o rae.safetensors`, "
+        "`mfkit train-rae train/ --encoder vit_base_patch14_reg4_dinov2.lvd142m -o rae.safetensors`",
+    )  # fmt: skip
+    def train_rae(
+        images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
+        encoder: Annotated[
+            str,
+            typer.Option(help="A timm model, an RAE file to take it from, or `tiny`, pre-trained here.", metavar="E"),
+        ],
+        output: options.RequiredOutput,
+        flags: dict[str, Any],
+        preset: options.Preset = None,
+        overwrite: options.Overwrite = False,
+        restart: options.Restart = False,
+        dry_run: options.DryRun = False,
+        log_with: options.LogWith = None,
+    ) -> str:
+        """Images → encoder, decoder and latent statistics, in one file.
+
+        The encoder is frozen; the decoder learns to invert it, from latents with some noise added, by L1 and
+        the distance of the encoder's own features. (The published decoders add LPIPS and a GAN: use those for
+        ImageNet figures.)
+        """
+        from mfkit import presets
+        from mfkit.commands.common import DEFAULT_PRESET, execution
+        from mfkit.data.images import open_images
+        from mfkit.stages.rae import train_rae
+
+        preset = preset or ("digits" if images.partition(":")[0] == "digits" else DEFAULT_PRESET)
+        settings = presets.resolve(TrainingSettings, "train-rae", preset, flags)
+        sizes = presets.resolve(AutoencoderSettings, "train-rae", preset, flags)
+        source = open_images(images, sizes.image_size)
+        run = execution(output, overwrite, restart, dry_run, log_with)
+        return train_rae(source, encoder, preset, settings, sizes, run)

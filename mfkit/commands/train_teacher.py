@@ -1,0 +1,39 @@
+"""``mfkit train-teacher``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mfkit.commands import options
+from mfkit.settings import TrainingSettings
+
+
+def register(app: typer.Typer) -> None:
+    @options.command(
+        app, "train-teacher", TrainingSettings,
+        examples="`mfkit train-teacher latents/ -o teacher.safetensors`, "
+        "`accelerate launch -m mfkit train-teacher latents/ --model XL -o teacher.safetensors`",
+    )  # fmt: skip
+    def train_teacher(
+        latents: Annotated[str, typer.Argument(metavar="LATENTS", help="Shards of latents.")],
+        output: options.RequiredOutput,
+        flags: dict[str, Any],
+        preset: options.Preset = None,
+        model: options.Model = None,
+        classes: options.Classes = None,
+        overwrite: options.Overwrite = False,
+        restart: options.Restart = False,
+        dry_run: options.DryRun = False,
+        log_with: options.LogWith = None,
+    ) -> str:
+        """Latents → the teacher: a velocity network, by flow matching."""
+        from mfkit import presets
+        from mfkit.commands.common import execution, inherited_preset
+        from mfkit.stages import teacher
+        from mfkit.stages.inputs import open_latents
+
+        rows = open_latents(latents, classes=classes)
+        preset = inherited_preset(preset, rows.artifact)
+        settings = presets.resolve(TrainingSettings, "train-teacher", preset, flags)
+        plan = teacher.plan(rows, model or presets.MODELS[preset], preset, settings)
+        return plan.execute(execution(output, overwrite, restart, dry_run, log_with))

@@ -1,0 +1,34 @@
+"""``mfkit trajectories``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mfkit.commands import options
+from mfkit.settings import TrajectorySettings
+
+
+def register(app: typer.Typer) -> None:
+    @options.command(
+        app, "trajectories", TrajectorySettings,
+        examples="`mfkit trajectories --teacher teacher.safetensors -n 6000 -o traj/`, "
+        "`mfkit trajectories --teacher teacher.safetensors -n 96000 -o - | "
+        "mfkit midtrain - --teacher teacher.safetensors -o cmt.safetensors`",
+    )  # fmt: skip
+    def trajectories(
+        teacher: options.Teacher,
+        count: Annotated[int, typer.Option("-n", "--count", help="Trajectories to solve.", min=1, metavar="N")],
+        output: Annotated[str, typer.Option("-o", "--output", help="Folder, or - for a tar stream.", metavar="DIR|-")],
+        flags: dict[str, Any],
+        preset: options.Preset = None,
+        overwrite: options.Overwrite = False,
+    ) -> str | None:
+        """Teacher → its ODE's states from noise to data, each with its true time."""
+        from mfkit import presets
+        from mfkit.commands.common import inherited_preset
+        from mfkit.files.artifact import open_artifact
+        from mfkit.stages.trajectories import solve
+
+        preset = inherited_preset(preset, open_artifact(teacher, kinds=("teacher",)))
+        settings = presets.resolve(TrajectorySettings, "trajectories", preset, flags)
+        return solve(teacher, count, output, settings, overwrite=overwrite)

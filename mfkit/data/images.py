@@ -1,0 +1,119 @@
+"""IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Rows are ``image`` and ``label``."""
+
+import hashlib
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mfkit.data.codecs import IMAGE_SUFFIXES, decode_image, image_member, label_member
+from mfkit.data.npz import NpzImages
+from mfkit.data.shards import ShardFolder, ShardStream, open_shards
+from mfkit.errors import InputError
+from mfkit.files.artifact import Artifact
+
+DIGITS_SIZE = 32
+"""Side of the digits in pixels, where none is asked for."""
+
+HELD_OUT = 297
+"""How many of the 1,797 digits ``digits:heldout`` holds; ``digits:train`` holds the other 1,500."""
+
+Row = dict[str, Any]
+"""``image``: (3, S, S) uint8; ``label``: int."""
+
+
+class Digits:
+    """The 1,797 handwritten digits that ship with scikit-learn (8x8, UCI), resized to S x S, bicubic.
+
+    ``train`` and ``heldout`` are a fixed split with the same share of each class.
+    """
+
+    def __init__(self, part: str, size: int) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        data = load_digits()
+        train, held_out = train_test_split(
+            np.arange(len(data.target)), test_size=HELD_OUT, stratify=data.target, random_state=0
+        )
+        parts = {"": np.arange(len(data.target)), "train": train, "heldout": held_out}
+        if part not in parts:
+            raise InputError(f"digits:{part} is unknown; there are digits, digits:train and digits:heldout")
+        self.labels = [int(label) for label in data.target[parts[part]]]
+        self._pixels = np.round(data.images[parts[part]] * (255 / 16)).astype(np.uint8)
+        self._size = size
+        name = f"digits:{part}" if part else "digits"
+        self.artifact = Artifact(
+            Path(name), "images", {"classes": [str(digit) for digit in range(10)]}, {},
+            content_digest="sha256:" + hashlib.sha256(self._pixels.tobytes()).hexdigest(),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Row:
+        image = Image.fromarray(self._pixels[index]).resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return {"image": torch.from_numpy(np.array(image)).expand(3, -1, -1).clone(), "label": self.labels[index]}
+
+
+class ImageFolder:
+    """Images below a folder: one subfolder per class, in the order of their names, or a flat folder of one class."""
+
+    def __init__(self, folder: Path, size: int | None) -> None:
+        self._size = size
+        classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        places = [(folder / name, label) for label, name in enumerate(classes)] or [(folder, 0)]
+        self._files = [
+            (file, label)
+            for place, label in places
+            for file in sorted(place.rglob("*") if classes else place.iterdir())
+            if file.suffix[1:].lower() in IMAGE_SUFFIXES
+        ]
+        if not self._files:
+            raise InputError(f"{folder} holds no images (.{', .'.join(IMAGE_SUFFIXES)})")
+        self._folder, self._classes = folder, classes
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """Its digest is that of the images' names and sizes: the bytes themselves would take long to read."""
+        listing = "".join(f"{file.relative_to(self._folder)}\0{file.stat().st_size}\n" for file, _ in self._files)
+        digest = "names-sha256:" + hashlib.sha256(listing.encode()).hexdigest()
+        return Artifact(self._folder, "images", {"classes": self._classes or ["0"]}, {}, content_digest=digest)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Row:
+        file, label = self._files[index]
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        return {"image": decode_image(data, self._size, str(file)), "label": label}
+
+
+ImageSource = Digits | ImageFolder | NpzImages | ShardFolder | ShardStream
+
+
+def open_images(location: str, size: int | None) -> ImageSource:
+    """The images that an IMAGES argument names, cut to squares of ``size`` pixels; as they are where it is None."""
+    if location == "digits" or location.startswith("digits:"):
+        return Digits(location.partition(":")[2], size or DIGITS_SIZE)
+    path = Path(location)
+    if path.suffix == ".npz":
+        return NpzImages(path)
+    if path.is_dir() and not any(path.glob("*.tar")):
+        return ImageFolder(path, size)
+    return open_shards(location, "images", partial(_decode, size=size))
+
+
+def class_names(source: ImageSource) -> list[str]:
+    """Names of the classes, in the order of their indices; empty where the source does not know them."""
+    return list(source.artifact.config.get("classes", []))
+
+
+def _decode(sample: dict[str, Any], size: int | None) -> Row:
+    return {"image": image_member(sample, size), "label": label_member(sample)}

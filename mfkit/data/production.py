@@ -1,0 +1,82 @@
+"""A folder of results in the making: shared among processes, resumed where it stopped, complete with its index."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from mfkit.data.shards import Shard, write_index, write_shard
+from mfkit.errors import OutputError
+from mfkit.files.atomic import claim, write_text
+
+_PROGRESS = ".progress"
+_LABEL = "largest_label"
+
+
+class Production:
+    """Process k of W writes the shards k, k + W, …; a shard that is marked as finished is not written again."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+        """:param identity: what must be the same for shards of an interrupted run to be kept."""
+        self.folder = folder
+        self._progress = folder / _PROGRESS
+        self._state = PartialState()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        if self._state.is_main_process:
+            started = self._progress / "identity"
+            if overwrite or not started.exists():
+                claim(folder, overwrite=overwrite)
+                write_text(started, digest)
+            elif started.read_text() != digest:
+                raise OutputError(f"{folder} was begun with other settings or inputs; give --overwrite to start anew")
+        self._state.wait_for_everyone()
+
+    def wanted(self, shard: int) -> bool:
+        """Whether this process is to write the shard."""
+        return shard % self._state.num_processes == self._state.process_index and not self._mark(shard).exists()
+
+    def write(self, shard: int, samples: Iterable[dict[str, Any]]) -> None:
+        """Writes a shard of samples as a tar, and marks it as finished."""
+        largest = 0
+
+        def labelled() -> Iterator[dict[str, Any]]:
+            nonlocal largest
+            for sample in samples:
+                largest = max(largest, int(sample["cls"]))
+                yield sample
+
+        written = write_shard(self.folder / f"{shard:05d}.tar", labelled())
+        self.mark(shard, asdict(written) | {_LABEL: largest})
+
+    def largest_label(self) -> int:
+        """The largest class index that any process wrote. Waits for all processes."""
+        self._state.wait_for_everyone()
+        return max((record[_LABEL] for record in self._records()), default=0)
+
+    def mark(self, shard: int, record: Mapping[str, Any]) -> None:
+        write_text(self._mark(shard), json.dumps(record))
+
+    def finish(self, kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Waits for all processes and writes the index."""
+        self._state.wait_for_everyone()
+        if self._state.is_main_process:
+            shards = [
+                Shard(record["name"], record["digest"], record["offsets"])
+                for record in self._records()
+                if "offsets" in record
+            ]
+            write_index(self.folder, kind, config, provenance, shards)
+            for mark in self._progress.iterdir():
+                mark.unlink()
+            self._progress.rmdir()
+        self._state.wait_for_everyone()
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [json.loads(mark.read_text()) for mark in sorted(self._progress.glob("*.json"))]
+
+    def _mark(self, shard: int) -> Path:
+        return self._progress / f"{shard:08d}.json"

@@ -1,0 +1,252 @@
+"""WebDataset shards: plain tars, an index beside those that mfkit wrote, and readers for both kinds.
+
+A folder with an index is read by random access; streams and foreign shards are read in order.
+"""
+
+import hashlib
+import json
+import mmap
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import webdataset as wds
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from mfkit.errors import InputError
+from mfkit.files.artifact import INDEX_NAME, Artifact, open_artifact
+from mfkit.files.atomic import whole_file, write_text
+
+Decode = Callable[[dict[str, Any]], dict[str, Any]]
+"""A raw sample (``__key__``, ``__url__``, bytes by suffix) to the tensors and numbers of a row."""
+
+_BLOCK = 512
+_HEADER, _END = "__mfkit__/index.json", "__mfkit__/end.json"
+"""First and last member of a stream; WebDataset readers skip names in double underscores."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An entry of the index. Sample i of the shard are the bytes offsets[i]:offsets[i + 1]."""
+
+    name: str
+    digest: str
+    offsets: list[int]
+
+    @property
+    def samples(self) -> int:
+        return len(self.offsets) - 1
+
+
+def write_shard(path: Path, samples: Iterable[dict[str, Any]]) -> Shard:
+    """Writes samples (``__key__`` and bytes by suffix) as one tar, the same bytes for the same samples."""
+    with whole_file(path) as partial:
+        with partial.open("wb") as file:
+            offsets = _write(file, samples)
+        with partial.open("rb") as file:
+            digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(path.name, digest, offsets)
+
+
+def write_index(
+    folder: Path, kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any], shards: list[Shard]
+) -> None:
+    """The description of a shard folder; its presence says that the folder is complete."""
+    document = {
+        "kind": kind,
+        "config": dict(config),
+        "samples": sum(shard.samples for shard in shards),
+        "shards": [{"samples": shard.samples} | asdict(shard) for shard in shards],
+        "provenance": dict(provenance),
+    }
+    write_text(folder / INDEX_NAME, json.dumps(document) + "\n")
+
+
+def write_stream(
+    file: IO[bytes], kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any], samples: Iterable[dict]
+) -> None:
+    """One tar of samples that describes itself first and says at the end that it is whole."""
+    header = json.dumps({"kind": kind, "config": dict(config), "provenance": dict(provenance)}).encode()
+
+    def members() -> Iterator[dict[str, Any]]:
+        yield _member(_HEADER, header)
+        count = 0
+        for sample in samples:
+            count += 1
+            yield sample
+        yield _member(_END, json.dumps({"samples": count}).encode())
+
+    _write(file, members())
+    file.flush()
+
+
+class ShardFolder:
+    """Random access to the samples of a folder that mfkit wrote."""
+
+    def __init__(self, artifact: Artifact, decode: Decode) -> None:
+        self.artifact = artifact
+        self.decode = decode
+        try:
+            document = json.loads((artifact.path / INDEX_NAME).read_text())
+            shards = [Shard(s["name"], s["digest"], s["offsets"]) for s in document["shards"]]
+            self._places = [(shard, i) for shard in shards for i in range(shard.samples)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{artifact.path / INDEX_NAME} is damaged: {error}") from error
+        for shard in shards:
+            path = artifact.path / shard.name
+            if not path.exists():
+                raise InputError(f"{path}, named in {INDEX_NAME}, is missing")
+            if path.stat().st_size < shard.offsets[-1]:
+                raise InputError(f"{path} is truncated: {path.stat().st_size} bytes of {shard.offsets[-1]}")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shard, number = self._places[index]
+        begin, end = shard.offsets[number : number + 2]
+        return self.decode(self._sample(shard, self._mapped[shard.name][begin:end]))
+
+    @cached_property
+    def _mapped(self) -> "_Maps":
+        return _Maps(self.artifact.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
+
+    def _sample(self, shard: Shard, data: bytes) -> dict[str, Any]:
+        path = self.artifact.path / shard.name
+        sample: dict[str, Any] = {"__url__": str(path)}
+        place = 0
+        while place < len(data):
+            try:
+                info = tarfile.TarInfo.frombuf(data[place : place + _BLOCK], "utf-8", "strict")
+            except tarfile.HeaderError as error:
+                name = sample.get("__key__", "an unreadable sample")
+                raise InputError(f"{path}: {name}: broken tar member ({error})") from error
+            sample["__key__"], _, suffix = info.name.partition(".")
+            sample[suffix] = data[place + _BLOCK : place + _BLOCK + info.size]
+            place += _BLOCK + -(-info.size // _BLOCK) * _BLOCK
+        return sample
+
+
+class ShardStream:
+    """Samples in the order of the shards: a folder or glob of foreign tars, a brace range, ``-`` or ``pipe:``."""
+
+    def __init__(self, location: str, decode: Decode, kind: str) -> None:
+        self.location = location
+        self.repeatable = not location.startswith(("-", "pipe:"))
+        self.decode = decode
+        self._urls = shard_urls(location)
+        self._samples = self._read(self._urls)
+        self._first = next(self._samples, None)
+        if self._first is None:
+            raise InputError(f"{location} holds no samples")
+        header = self._first.get("header")
+        if header:
+            self._first = next(self._samples, {})
+        if header and header["kind"] != kind:
+            raise InputError(f"{location} is a stream of {header['kind']}; expected: {kind}")
+        content = hashlib.sha256(json.dumps([self._urls, header]).encode()).hexdigest()
+        self.artifact = Artifact(
+            Path(location), kind, (header or {}).get("config", {}), (header or {}).get("provenance", {}),
+            content_digest=f"names-sha256:{content}",
+        )  # fmt: skip
+
+    def peek(self) -> dict[str, Any]:
+        """The first sample, decoded, before it is read."""
+        return self.decode(self._first or {})
+
+    def raw(self) -> Iterator[dict[str, Any]]:
+        """One pass over the samples, not decoded; a stream gives a single one."""
+        samples = self._samples if self._first is not None else self._read(self._urls)
+        first, self._first = self._first, None
+        if first:
+            yield first
+        yield from (sample for sample in samples if "header" not in sample)
+
+    def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
+        for url in urls:
+            try:
+                with wds.gopen(url) as file:
+                    yield from self._read_tar(file, url)
+            except tarfile.TarError as error:
+                raise InputError(f"{url} is damaged or truncated: {error}") from error
+            except (OSError, ValueError) as error:
+                raise InputError(f"{url} cannot be read: {error}") from error
+
+    def _read_tar(self, file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
+        ours: dict[str, dict[str, Any]] = {}
+
+        def members() -> Iterator[dict[str, Any]]:
+            for entry in tar_file_iterator(file, skip_meta=None):
+                if entry["fname"] in (_HEADER, _END):
+                    ours[entry["fname"]] = json.loads(entry["data"])
+                elif not entry["fname"].startswith("__"):
+                    yield {**entry, "__url__": url}
+
+        count = 0
+        for sample in group_by_keys(members()):
+            if _HEADER in ours and count == 0:
+                yield {"header": ours[_HEADER]}
+            count += 1
+            yield sample
+        if _HEADER in ours and ours.get(_END, {}).get("samples") != count:
+            raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
+
+
+class _Maps(dict[str, mmap.mmap]):
+    """Memory maps of shards by name, opened when first read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __missing__(self, name: str) -> mmap.mmap:
+        with (self._folder / name).open("rb") as file:
+            self[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self[name]
+
+
+def open_shards(location: str, kind: str, decode: Decode) -> ShardFolder | ShardStream:
+    """Any shard argument: random access where mfkit wrote an index, else a stream in order."""
+    path = Path(location)
+    if path.is_dir() and (path / INDEX_NAME).exists():
+        return ShardFolder(open_artifact(path, kinds=(kind,)), decode)
+    if path.is_file() and path.suffix == ".safetensors":
+        raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
+    return ShardStream(location, decode, kind)
+
+
+def shard_urls(location: str) -> list[str]:
+    """The shards that a folder, glob, brace range, ``-`` or ``pipe:`` URL names, sorted within a folder or glob."""
+    path = Path(location)
+    if location == "-" or location.startswith("pipe:"):
+        return [location]
+    if path.is_dir():
+        urls = sorted(str(shard) for shard in path.glob("*.tar"))
+    elif any(mark in location for mark in "*?["):
+        urls = sorted(str(shard) for shard in path.parent.glob(path.name))
+    else:
+        urls = expand_urls(location)
+    missing = [url for url in urls if "://" not in url and not Path(url).is_file()]
+    if missing or not urls:
+        raise InputError(f"{missing[0]} does not exist" if missing else f"{location} holds no .tar shards")
+    return urls
+
+
+def _member(name: str, data: bytes) -> dict[str, Any]:
+    key, _, suffix = name.partition(".")
+    return {"__key__": key, suffix: data}
+
+
+def _write(file: IO[bytes], samples: Iterable[dict[str, Any]]) -> list[int]:
+    offsets = [0]
+    with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write(sample)
+            offsets.append(writer.tarstream.offset)
+    return offsets

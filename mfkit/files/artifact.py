@@ -1,0 +1,197 @@
+"""Files that describe themselves: kind, config and provenance, read from a safetensors file or a shard folder.
+
+Provenance is a record of the command that made the file, with the inputs by role, and ``history``, the records of
+these inputs and of theirs by digest, so that the whole chain can be read from the last file alone.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mfkit.errors import InputError
+
+INDEX_NAME = "index.json"
+_PREFIX = "mfkit."
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a file or folder written by mfkit says of itself."""
+
+    path: Path
+    kind: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    content_digest: str | None = None
+    """Given where the content cannot be read twice, as for the images of ``digits`` or a stream."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file; of a shard folder, that of its index, which holds the digests of the shards."""
+        if self.content_digest is not None:
+            return self.content_digest
+        return file_digest(self.path / INDEX_NAME if self.path.is_dir() else self.path)
+
+    @property
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        return self.provenance.get("inputs", {})
+
+    def recorded(self, role: str, option: str) -> "Artifact":
+        """The input that this file was made from, found at its recorded place, unchanged.
+
+        :param option: the option that names it by hand, for the error.
+        """
+        if role not in self.inputs:
+            raise InputError(f"{self.path} does not say where its {role} is; name it with {option}")
+        entry = self.inputs[role]
+        if entry["path"] is None:
+            raise InputError(f"the {role} of {self.path} was a stream; name it with {option}")
+        base = self.path if self.path.is_dir() else self.path.parent
+        path = Path(os.path.normpath(base / entry["path"]))
+        if not path.exists():
+            raise InputError(f"{path}, the {role} of {self.path}, is gone; name it with {option}")
+        found = open_artifact(path, kinds=(entry["kind"],))
+        if found.digest != entry["digest"]:
+            raise InputError(
+                f"{path} has changed since {self.path} was made from it; name it with {option} to use it all the same"
+            )
+        return found
+
+    def mention(self, role: str) -> dict[str, "Artifact"]:
+        """The input of this role as it was recorded, unopened, to be recorded again; empty where there is none."""
+        if role not in self.inputs or self.inputs[role]["path"] is None:
+            return {}
+        entry = self.inputs[role]
+        base = self.path if self.path.is_dir() else self.path.parent
+        return {role: Artifact(base / entry["path"], entry["kind"], {}, {}, content_digest=entry["digest"])}
+
+    def lineage(self, kind: str) -> set[str]:
+        """Digests of all files of this kind that this one descends from, itself included."""
+        own = {self.digest} if self.kind == kind else set()
+        records = [self.provenance, *self.provenance.get("history", {}).values()]
+        return own | {
+            entry["digest"]
+            for record in records
+            for entry in record.get("inputs", {}).values()
+            if entry["kind"] == kind
+        }
+
+
+def provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None) -> dict[str, Any]:
+    """The record for a file that this command makes in ``folder``, to which input paths are relative."""
+    entries: dict[str, Any] = {}
+    history: dict[str, Any] = {}
+    for role, artifact in inputs.items():
+        entries[role] = {
+            "path": _recorded_path(artifact.path, folder),
+            "kind": artifact.kind,
+            "digest": artifact.digest,
+        }
+        record = dict(artifact.provenance)
+        history |= record.pop("history", {})
+        if record:
+            history[artifact.digest] = record
+    return {
+        "version": version("mfkit"),
+        "libraries": library_versions(),
+        "command": shlex.join(["mfkit", *sys.argv[1:]]),
+        "seed": seed,
+        "inputs": entries,
+        "history": history,
+    }
+
+
+def _recorded_path(path: Path, base: Path) -> str | None:
+    """Relative to ``base`` for a file or folder; None for a stream; a word such as ``digits`` as it stands."""
+    if str(path).startswith(("-", "pipe:")):
+        return None
+    if path.is_absolute() or path.exists() or len(path.parts) > 1:
+        return os.path.relpath(path.resolve(), base.resolve())
+    return str(path)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "timm", "diffusers"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "missing"
+    return versions
+
+
+def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
+    """Reads what a safetensors file or a shard folder says of itself; refuses another kind than those wanted."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    index = path / INDEX_NAME
+    if path.is_dir():
+        if not index.exists():
+            raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
+        try:
+            document = json.loads(index.read_text())
+            artifact = Artifact(path, document["kind"], document["config"], document["provenance"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index} is damaged: {error}") from error
+    else:
+        artifact = _from_header(path)
+    if kinds and artifact.kind not in kinds:
+        raise InputError(f"{path} is a {artifact.kind} file; expected: {' or '.join(kinds)}")
+    return artifact
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: tensor names with dtype, shape and offsets, and ``__metadata__``."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            raise InputError(f"{path} is not a safetensors file, or it is truncated")
+        try:
+            header = json.loads(file.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not a safetensors file: its header cannot be read") from error
+    if size != 8 + length + end:
+        raise InputError(f"{path} is truncated: {size} bytes where its header says {8 + length + end}")
+    return header
+
+
+def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    """The text entries of a safetensors file that describes itself."""
+    return {
+        "format": "pt",
+        _PREFIX + "kind": kind,
+        _PREFIX + "config": json.dumps(config),
+        _PREFIX + "provenance": json.dumps(record),
+    }
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_header(path: Path) -> Artifact:
+    entries = safetensors_header(path).get("__metadata__", {})
+    if _PREFIX + "kind" not in entries:
+        raise InputError(f"{path} is a safetensors file, but mfkit did not write it: it does not say what it holds")
+    try:
+        return Artifact(
+            path,
+            entries[_PREFIX + "kind"],
+            json.loads(entries[_PREFIX + "config"]),
+            json.loads(entries[_PREFIX + "provenance"]),
+        )
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged: its description cannot be read ({error})") from error

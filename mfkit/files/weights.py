@@ -1,0 +1,97 @@
+"""Networks in safetensors files: one file holds the weights and all that it takes to build their network."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mfkit.errors import InputError
+from mfkit.files.artifact import metadata, open_artifact
+from mfkit.files.atomic import whole_file
+from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
+from mfkit.networks.rae import RAE, RAEConfig
+
+KINDS = ("rae", "teacher", "student")
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network in a file that mfkit wrote, ready to use: evaluation mode, float32, on the CPU.
+
+    A teacher is called as ``net(z, t, y)`` and gives the velocity; a student as ``net(z, r, t, y)`` and gives the
+    average velocity; an RAE has ``encode(images)`` and ``decode(latents)``.
+
+    :raises InputError: the file is missing, damaged or of another kind.
+    """
+    artifact = open_artifact(Path(path), kinds=KINDS)
+    try:
+        network = build(artifact.kind, artifact.config["network"])
+    except (TypeError, KeyError) as error:
+        raise InputError(f"{path} describes no network that this version can build: {error}") from error
+    load_weights(network, read_tensors(artifact.path), artifact.path)
+    return network.eval()
+
+
+def load_rae(path: Path) -> RAE:
+    """:func:`load`, for a file that must hold an RAE."""
+    open_artifact(path, kinds=("rae",))
+    network = load(path)
+    assert isinstance(network, RAE)
+    return network
+
+
+def load_generator(path: Path, *kinds: str) -> DiT:
+    """:func:`load`, for a file that must hold a generator of one of these kinds."""
+    open_artifact(path, kinds=kinds)
+    network = load(path)
+    assert isinstance(network, DiT)
+    return network
+
+
+def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network of a kind with fresh weights, from the config of its file."""
+    if kind == "rae":
+        return RAE(RAEConfig(**config))
+    return (VelocityDiT if kind == "teacher" else AverageVelocityDiT)(DiTConfig(**config))
+
+
+def save(path: Path, network: DiT | RAE, kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Writes a network of ``kind`` with its description; ``config`` are the entries beside the network's own."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with whole_file(path) as partial:
+        save_tensors(partial, tensors, metadata(kind, {"network": asdict(network.config), **config}, record))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], entries: dict[str, str]) -> None:
+    """``save_file`` with the operating system's error, such as a full disk, as an OSError."""
+    try:
+        save_file(tensors, path, metadata=entries)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Loads strictly, and names the keys that do not fit."""
+    own = network.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        raise InputError(f"{path} does not fit its network: {', '.join(wrong[:5])}" + (", …" if wrong[5:] else ""))
+    with torch.no_grad():
+        network.load_state_dict(tensors)

@@ -1,0 +1,124 @@
+"""The representation autoencoder (RAE, arXiv 2510.11690): a frozen timm ViT, a ViT decoder, standardised latents."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import timm
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
+from torch import Tensor, nn
+
+from mfkit.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+VARIANCE_FLOOR = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAEConfig:
+    """What it takes to build an RAE. ``encoder`` are the arguments of ``timm.create_model`` besides the name."""
+
+    encoder_name: str
+    encoder: dict[str, Any] = field(default_factory=dict)
+    encoder_size: int
+    """Side of the encoder's input in pixels; images are resized to it, bicubic."""
+    encoder_mean: tuple[float, float, float] = IMAGENET_MEAN
+    encoder_std: tuple[float, float, float] = IMAGENET_STD
+    image_size: int
+    channels: int
+    side: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    decoder_hidden: int
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.side, self.side)
+
+
+class RAE(nn.Module):
+    """Frozen encoder, decoder, and the latents' mean and variance over the training images."""
+
+    latent_mean: Tensor
+    latent_var: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    encoder_mean: Tensor
+    encoder_std: Tensor
+
+    def __init__(self, config: RAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = timm.create_model(
+            config.encoder_name, pretrained=False, num_classes=0, img_size=config.encoder_size, **config.encoder
+        ).requires_grad_(False)
+        self.decoder = RAEDecoder(
+            hidden_size=config.channels,
+            decoder_hidden_size=config.decoder_width,
+            decoder_num_hidden_layers=config.decoder_depth,
+            decoder_num_attention_heads=config.decoder_heads,
+            decoder_intermediate_size=config.decoder_hidden,
+            num_patches=config.side**2,
+            patch_size=config.image_size // config.side,
+            image_size=config.image_size,
+        )
+        self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
+        self.register_buffer("latent_var", torch.ones(config.latent_shape))
+        for name, values in (
+            ("encoder_mean", config.encoder_mean),
+            ("encoder_std", config.encoder_std),
+            ("pixel_mean", IMAGENET_MEAN),
+            ("pixel_std", IMAGENET_STD),
+        ):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    @property
+    def latent_scale(self) -> Tensor:
+        """(C, H, W), the standard deviation that latents are divided by."""
+        return (self.latent_var + VARIANCE_FLOOR).sqrt()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to the encoder's patch tokens (B, C, H, W), not standardised."""
+        return encode_patches(self.encoder, self.encoder_input(images))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to standardised latents (B, C, H, W)."""
+        return (self.features(images) - self.latent_mean) / self.latent_scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Standardised latents (B, C, H, W) to images (B, 3, S, S) in [0, 1]."""
+        return self.reconstruct(latents * self.latent_scale + self.latent_mean).clamp(0, 1)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Patch tokens (B, C, H, W), not standardised, to images (B, 3, S, S), not clamped to [0, 1]."""
+        patches = self.decoder(features.flatten(2).transpose(1, 2)).logits
+        return self.decoder.unpatchify(patches) * self.pixel_std + self.pixel_mean
+
+    def forward(self, features: Tensor) -> Tensor:
+        """What is trained: :meth:`reconstruct`."""
+        return self.reconstruct(features)
+
+    def encoder_input(self, images: Tensor) -> Tensor:
+        size = self.config.encoder_size
+        if images.shape[-1] != size:
+            images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+        return (images - self.encoder_mean) / self.encoder_std
+
+
+def encode_patches(encoder: Any, images: Tensor) -> Tensor:
+    """The last block's patch tokens (B, C, H, W) after a layer norm WITHOUT affine weights; no prefix tokens."""
+    (tokens,) = encoder.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")
+    tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=encoder.norm.eps)
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        raise InputError(f"the encoder gives {tokens.shape[1]} patch tokens, which is no square grid")
+    return tokens.transpose(1, 2).unflatten(2, (side, side))

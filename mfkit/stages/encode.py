@@ -1,0 +1,65 @@
+"""encode: images to shards of standardised latents."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from mfkit.data.codecs import array_bytes
+from mfkit.data.feed import Batch
+from mfkit.data.images import class_names, open_images
+from mfkit.data.production import Production
+from mfkit.data.sequence import batches_by_shard
+from mfkit.errors import InputError
+from mfkit.files import weights
+from mfkit.files.artifact import open_artifact, provenance
+from mfkit.networks.rae import RAE
+from mfkit.settings import EncodeSettings, PresetName
+
+
+def encode(
+    images: str, rae_path: Path, output: Path, preset: PresetName, settings: EncodeSettings, *, mirror: bool,
+    workers: int, overwrite: bool,
+) -> str:  # fmt: skip
+    """Writes one latent per image, and one of its mirror image with ``mirror``.
+
+    :returns: the output's path, for standard output.
+    """
+    artifact = open_artifact(rae_path, kinds=("rae",))
+    rae = weights.load_rae(rae_path).to(PartialState().device)
+    source = open_images(images, rae.config.image_size)
+    names = class_names(source)
+    inputs = {"images": source.artifact, "rae": artifact}
+    identity = {role: item.digest for role, item in inputs.items()} | asdict(settings) | {"mirror": mirror}
+    production = Production(output, identity, overwrite=overwrite)
+    batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
+    for shard, group in groupby(batches, key=lambda item: item[0]):
+        production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))
+    names = names or [str(label) for label in range(production.largest_label() + 1)]
+    config = {
+        "shape": list(rae.config.latent_shape),
+        "dtype": settings.dtype,
+        "classes": names,
+        "mirrored": mirror,
+        "preset": preset,
+    }
+    production.finish("latents", config, provenance(output, inputs, seed=None))
+    return str(output)
+
+
+def _samples(
+    batches: Iterable[Batch], rae: RAE, settings: EncodeSettings, names: list[str], mirror: bool
+) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        pixels = batch.columns["image"].to(rae.latent_mean.device).float() / 255
+        views = {"": pixels, "-mirrored": pixels.flip(-1)} if mirror else {"": pixels}
+        encoded = {view: rae.encode(images).cpu().numpy().astype(settings.dtype) for view, images in views.items()}
+        for row, (number, label) in enumerate(zip(batch.positions, batch.columns["label"].tolist(), strict=True)):
+            if names and label >= len(names):
+                raise InputError(f"image {number} has label {label}, outside the {len(names)} classes")
+            for view, latents in encoded.items():
+                key = f"{number:09d}{view}"
+                yield {"__key__": key, "latent.npy": array_bytes(latents[row]), "cls": str(label).encode()}

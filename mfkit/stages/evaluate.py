@@ -1,0 +1,113 @@
+"""fid: how far generated images are from real ones, with every condition that moves the figure."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from mfkit.data.feed import Source
+from mfkit.data.images import open_images
+from mfkit.data.sequence import batches_of
+from mfkit.errors import InputError, UsageError
+from mfkit.files import weights
+from mfkit.files.artifact import INDEX_NAME, file_digest, open_artifact
+from mfkit.metrics.diversity import nearest_distances, within_class_variance
+from mfkit.metrics.features import INCEPTION, Features, inception_features, rae_features
+from mfkit.metrics.frechet import Moments, frechet_distance
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one pass over a set of images leaves."""
+
+    features: Tensor
+    """(N, D)."""
+    labels: Tensor
+    pixels: Tensor | None
+    """(N, 3, S, S) uint8, where diversity is wanted."""
+
+
+def evaluate(
+    samples: str, reference: str, features: str, *, count: int | None, diversity: bool, batch_size: int, workers: int
+) -> dict[str, Any]:
+    """The Fréchet distance of samples to a reference, and, with ``diversity``, the pixels' comparison."""
+    extract, described, size = _features(features)
+    sides = {}
+    for name, location, limit in (("samples", samples, count), ("reference", reference, None)):
+        source = open_images(location, size)
+        sides[name] = _measure(source, extract, limit, diversity, batch_size, workers)
+        described[name] = {"images": len(sides[name].features), **_conditions(source, location)}
+    one, other = sides["samples"], sides["reference"]
+    if len(one.features) < 2 or len(other.features) < 2:
+        raise InputError("a Fréchet distance needs two images or more on either side")
+    dimensions = one.features.shape[1]
+    if min(len(one.features), len(other.features)) <= dimensions:
+        logger.warning("fewer images than the %d feature dimensions: the distance is biased upwards", dimensions)
+    distance = frechet_distance(Moments.of(one.features.numpy()), Moments.of(other.features.numpy()))
+    result = {"frechet_distance": distance, **described}
+    if diversity:
+        assert one.pixels is not None and other.pixels is not None
+        images, real = one.pixels.float() / 255, other.pixels.float() / 255
+        ours, theirs = within_class_variance(images, one.labels), within_class_variance(real, other.labels)
+        result["within_class_variance"] = {"samples": ours, "reference": theirs, "ratio": ours / theirs}
+        nearest = nearest_distances(images, real)
+        quantiles = torch.tensor([0.05, 0.5, 0.95])
+        result["nearest_reference_distance"] = dict(
+            zip(("5%", "median", "95%"), nearest.quantile(quantiles).tolist(), strict=True)
+        )
+    return result
+
+
+def _features(name: str) -> tuple[Features, dict[str, Any], int | None]:
+    """The extractor, what the result says of it, and the size that it wants images at (None: as they are)."""
+    device = PartialState().device
+    if name == INCEPTION:
+        return inception_features(device), {"features": "inception-v3, clean-fid", "resize": "clean"}, None
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"--features {name}: give `{INCEPTION}` or an RAE file")
+    rae = weights.load_rae(path).to(device)
+    described = {
+        "features": "RAE encoder, mean of the standardised patch tokens",
+        "features_digest": open_artifact(path).digest,
+        "resize": f"bicubic to {rae.config.image_size} where needed",
+    }
+    return rae_features(rae), described, rae.config.image_size
+
+
+def _measure(
+    source: Source, extract: Features, limit: int | None, keep_pixels: bool, batch_size: int, workers: int
+) -> _Measured:
+    features, labels, pixels = [], [], []
+    seen = 0
+    for batch in batches_of(source, batch_size, workers):
+        rest = None if limit is None else limit - seen
+        images = batch.columns["image"][:rest]
+        features.append(extract(images))
+        labels.append(batch.columns["label"][:rest])
+        if keep_pixels:
+            pixels.append(images)
+        seen += len(images)
+        if seen == limit:
+            break
+    if limit is not None and seen < limit:
+        raise UsageError(f"--count {limit}: there are only {seen} images")
+    return _Measured(torch.cat(features), torch.cat(labels), torch.cat(pixels) if keep_pixels else None)
+
+
+def _conditions(source: Source, location: str) -> dict[str, Any]:
+    """Where the images come from, and how they were drawn where they say it."""
+    result = {"location": location, "digest": source.artifact.digest}
+    folder = Path(location)
+    if folder.is_dir() and (folder / INDEX_NAME).exists():
+        config = open_artifact(folder).config
+        names = ("model", "nfe", "solver", "labels", "seed", "precision", "guidance")
+        result |= {name: config[name] for name in names if name in config}
+        result["digest"] = file_digest(folder / INDEX_NAME)
+    return result

@@ -1,0 +1,110 @@
+"""The inputs of the stages: named by the user, or found where an earlier file recorded them; checked to fit."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mfkit.data.codecs import array_member, broken, label_member
+from mfkit.data.feed import Source
+from mfkit.data.shards import Decode, ShardFolder, ShardStream, open_shards
+from mfkit.errors import InputError, UsageError
+from mfkit.files.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Latents or trajectories to train on, and what they say of themselves."""
+
+    source: Source
+    shape: tuple[int, ...]
+    """(C, H, W) of a latent."""
+    classes: list[str]
+    """Names of the classes, in the order of their indices."""
+
+    @property
+    def artifact(self) -> Artifact:
+        return self.source.artifact
+
+
+def open_latents(location: str, *, classes: int | None = None) -> LatentSet:
+    """Rows ``latent`` (C, H, W) float32, standardised, and ``label``.
+
+    :param classes: number of classes, needed only for foreign shards, which do not say it.
+    """
+    return _open(location, "latents", _latent, classes)
+
+
+def open_trajectories(location: str, *, classes: int | None = None) -> LatentSet:
+    """Rows ``states`` (S + 1, C, H, W) float32, ``times`` (S + 1,) descending, and ``label``."""
+    return _open(location, "trajectories", _trajectory, classes)
+
+
+def follow(given: str | Path | None, parent: Artifact, role: str, option: str) -> str:
+    """The location of an input: the one given, else the one that ``parent`` recorded."""
+    return str(given) if given is not None else str(parent.recorded(role, option).path)
+
+
+def latent_shape(generator: Artifact) -> tuple[int, ...]:
+    """(C, H, W) of the latents that a generator makes."""
+    network = generator.config["network"]
+    return (network["channels"], network["side"], network["side"])
+
+
+def check_fit(latents: LatentSet, generator: Artifact) -> None:
+    """Refuses latents or trajectories that a generator was not made for."""
+    name, wanted = latents.artifact.path, latent_shape(generator)
+    if latents.shape != wanted:
+        raise InputError(f"{name} holds latents {latents.shape}; {generator.path} is for {wanted}")
+    if len(latents.classes) > generator.config["network"]["classes"]:
+        known = generator.config["network"]["classes"]
+        raise InputError(f"{name} has {len(latents.classes)} classes; {generator.path} knows {known}")
+    check_same_rae(latents.artifact, generator)
+
+
+def check_same_rae(one: Artifact, other: Artifact) -> None:
+    """Refuses two files that descend from different RAEs; one that does not say its RAE passes."""
+    raes = one.lineage("rae"), other.lineage("rae")
+    if all(raes) and not raes[0] & raes[1]:
+        raise InputError(f"{one.path} and {other.path} come from two different RAEs; their latents do not mix")
+
+
+def _open(location: str, kind: str, decode: Decode, classes: int | None) -> LatentSet:
+    source = open_shards(location, kind, decode)
+    config = source.artifact.config
+    if "shape" in config:
+        names = list(config["classes"])
+    elif classes:
+        names = [str(label) for label in range(classes)]
+    else:
+        raise UsageError(f"{location} does not say how many classes it has; give --classes")
+    shape = tuple(config["shape"]) if "shape" in config else _first_shape(source)
+    source.decode = partial(_checked, decode=decode, shape=shape, classes=len(names))
+    return LatentSet(source, shape, names)
+
+
+def _first_shape(source: ShardFolder | ShardStream) -> tuple[int, ...]:
+    """(C, H, W) of the first sample of foreign shards."""
+    row = source[0] if isinstance(source, ShardFolder) else source.peek()
+    return tuple(row["latent"].shape if "latent" in row else row["states"].shape[1:])
+
+
+def _checked(sample: dict[str, Any], decode: Decode, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    row = decode(sample)
+    if row["label"] >= classes:
+        raise broken(sample, f"label {row['label']} is outside the {classes} classes")
+    found = tuple(row["latent"].shape if "latent" in row else row["states"].shape[1:])
+    if found != shape:
+        raise broken(sample, f"a latent of shape {found}, not {shape}")
+    return row
+
+
+def _latent(sample: dict[str, Any]) -> dict[str, Any]:
+    return {"latent": array_member(sample, "latent.npy"), "label": label_member(sample)}
+
+
+def _trajectory(sample: dict[str, Any]) -> dict[str, Any]:
+    states, times = array_member(sample, "states.npy"), array_member(sample, "times.npy")
+    if states.ndim != 4 or len(states) != len(times) or len(times) < 2:
+        raise broken(sample, f"states {tuple(states.shape)} do not fit times {tuple(times.shape)}")
+    return {"states": states, "times": times, "label": label_member(sample)}

@@ -1,0 +1,91 @@
+"""distill and bootstrap: one mean-flow training; only the source of the velocity differs."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from mfkit.data.feed import Batch
+from mfkit.files import weights
+from mfkit.files.artifact import Artifact
+from mfkit.networks.dit import AverageVelocityDiT, null_labels
+from mfkit.objectives.derivative import derivative
+from mfkit.objectives.losses import Loss, mean_flow
+from mfkit.settings import MeanFlowSettings, PresetName, TrainingSettings
+from mfkit.solvers.noise import draw_rows
+from mfkit.solvers.times import interpolate, interval
+from mfkit.stages.inputs import LatentSet, check_fit, check_same_rae
+from mfkit.stages.plan import Plan
+from mfkit.stages.seeding import seeded
+
+VelocityAt = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(z (B, C, H, W), t (B,), y (B,), e - x (B, C, H, W)) -> the velocity at z."""
+
+
+def plan_distill(
+    latents: LatentSet, teacher: Artifact, init: Artifact, preset: PresetName, settings: TrainingSettings,
+    flow: MeanFlowSettings,
+) -> Plan:  # fmt: skip
+    """Mean-flow distillation (MFD): the velocity is the teacher's. ``init`` is a student, or the teacher itself."""
+    check_same_rae(teacher, init)
+    network = weights.load_generator(teacher.path, "teacher").requires_grad_(False).to(PartialState().device)
+
+    def teacher_velocity(z: Tensor, t: Tensor, y: Tensor, one_point: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(z, t, y)
+
+    return _plan(latents, init, {"teacher": teacher, "init": init}, teacher_velocity, preset, settings, flow)
+
+
+def plan_bootstrap(
+    latents: LatentSet, init: Artifact, preset: PresetName, settings: TrainingSettings, flow: MeanFlowSettings
+) -> Plan:
+    """Bootstrapping (MFT): the velocity is the one-point estimate e - x."""
+    return _plan(latents, init, {"init": init}, lambda z, t, y, one_point: one_point, preset, settings, flow)
+
+
+def _plan(
+    latents: LatentSet, init: Artifact, inputs: dict[str, Artifact], velocity_at: VelocityAt, preset: PresetName,
+    settings: TrainingSettings, flow: MeanFlowSettings,
+) -> Plan:  # fmt: skip
+    check_fit(latents, init)
+    network = _student(init, settings.seed)
+    shift, classes = init.config["time_shift"], network.config.classes
+    du_dt = derivative(flow.derivative, flow.difference_step)
+
+    def loss(net: nn.Module, batch: Batch) -> Loss:
+        x, y = batch.columns["latent"], batch.columns["label"]
+        uniform, noise = draw_rows(settings.seed, batch.positions, x.shape[1:], uniforms=3, device=x.device)
+        fixed = instantaneous(torch.tensor(batch.positions, device=x.device), flow.instantaneous)
+        r, t = interval(uniform[:, 0], uniform[:, 1], shift, fixed)
+        y = null_labels(y, classes, uniform[:, 2] < settings.label_drop)
+        z, one_point = interpolate(x, noise, t)
+        v = velocity_at(z, t, y, one_point)
+        return mean_flow(net, du_dt, z, r, t, y, v, bare_u=network, power=flow.weight_power, offset=flow.weight_offset)
+
+    return Plan(
+        kind="student",
+        network=network,
+        config={"time_shift": shift, "classes": init.config["classes"], "preset": preset},
+        source=latents.source,
+        loss=loss,
+        inputs=inputs | {"latents": latents.artifact} | init.mention("rae"),
+        settings=settings,
+        other_settings=asdict(flow),
+    )
+
+
+def instantaneous(positions: Tensor, share: float) -> Tensor:
+    """Which rows have r = t: (B,) booleans, spread evenly, so that any run of rows holds its share of them."""
+    moving = 1 - share
+    return torch.floor((positions + 1) * moving + 1e-6) == torch.floor(positions * moving + 1e-6)
+
+
+def _student(init: Artifact, seed: int) -> AverageVelocityDiT:
+    network = weights.load_generator(init.path, "teacher", "student")
+    if isinstance(network, AverageVelocityDiT):
+        return network
+    with seeded(seed):
+        return AverageVelocityDiT.from_teacher(network)

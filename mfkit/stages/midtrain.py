@@ -1,0 +1,70 @@
+"""midtrain: consistency mid-training (CMT) of a student on the teacher's trajectories."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mfkit.data.feed import Batch
+from mfkit.errors import InputError
+from mfkit.files import weights
+from mfkit.files.artifact import open_artifact
+from mfkit.networks.dit import AverageVelocityDiT, null_labels
+from mfkit.objectives.losses import Loss, chord_matching
+from mfkit.settings import MidtrainSettings, PresetName, TrainingSettings
+from mfkit.solvers.noise import draw_rows
+from mfkit.stages.inputs import LatentSet, check_fit
+from mfkit.stages.plan import Plan
+from mfkit.stages.seeding import seeded
+
+
+def plan(
+    trajectories: LatentSet, teacher_path: Path, preset: PresetName, settings: TrainingSettings, pairs: MidtrainSettings
+) -> Plan:
+    """The mid-training of a student that starts as the teacher whose trajectories these are."""
+    teacher = open_artifact(teacher_path, kinds=("teacher",))
+    check_fit(trajectories, teacher)
+    solved = trajectories.artifact.inputs.get("teacher")
+    if solved and solved["digest"] != teacher.digest:
+        raise InputError(f"{trajectories.artifact.path} was not solved by {teacher_path}, but by another teacher")
+    with seeded(settings.seed):
+        network = AverageVelocityDiT.from_teacher(weights.load_generator(teacher_path, "teacher"))
+    classes = network.config.classes
+
+    def loss(net: nn.Module, batch: Batch) -> Loss:
+        states, times, y = (batch.columns[name] for name in ("states", "times", "label"))
+        uniform, _ = draw_rows(settings.seed, batch.positions, (), uniforms=3 * pairs.pairs, device=states.device)
+        uniform = uniform.view(-1, 3)  # (B * pairs, 3)
+        item = torch.arange(len(states), device=states.device).repeat_interleave(pairs.pairs)
+        later, earlier = pair(uniform[:, 0], uniform[:, 1], states.shape[1])
+        y = null_labels(y[item], classes, uniform[:, 2] < settings.label_drop)
+        z_t, z_r = states[item, later], states[item, earlier]
+        return chord_matching(net, z_t, z_r, times[item, earlier], times[item, later], y)
+
+    return Plan(
+        kind="student",
+        network=network,
+        config={"time_shift": teacher.config["time_shift"], "classes": teacher.config["classes"], "preset": preset},
+        source=trajectories.source,
+        loss=loss,
+        inputs={
+            "teacher": teacher,
+            "trajectories": trajectories.artifact,
+            **teacher.mention("latents"),
+            **teacher.mention("rae"),
+        },
+        settings=settings,
+        other_settings={"pairs": pairs.pairs},
+        rows_per_item=pairs.pairs,
+    )
+
+
+def pair(uniform_a: Tensor, uniform_b: Tensor, states: int) -> tuple[Tensor, Tensor]:
+    """Two different states of a trajectory, every pair equally likely, from uniform draws (B,) in [0, 1).
+
+    States stand in descending time, so the pair is (smaller index, larger index) = (later time, earlier time).
+    """
+    first = (uniform_a * states).long()
+    second = (uniform_b * (states - 1)).long()
+    second = second + (second >= first)
+    return torch.minimum(first, second), torch.maximum(first, second)

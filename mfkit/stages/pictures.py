@@ -1,0 +1,39 @@
+"""The grid that training draws now and then: always from the same noise, one row per class."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfkit.errors import InputError
+from mfkit.files import weights
+from mfkit.files.artifact import Artifact
+from mfkit.files.pictures import write_grid
+from mfkit.networks.dit import DiT
+from mfkit.solvers.noise import draw_rows
+from mfkit.stages.generate import default_steps, pictures
+
+logger = logging.getLogger(__name__)
+
+_ROWS, _COLUMNS = 10, 8
+
+
+def grid_from_fixed_noise(
+    network: DiT, config: dict[str, Any], inputs: dict[str, Artifact], output: Path, step: int
+) -> None:
+    """Writes ``OUTPUT.step-N.png``: up to ten classes, eight pictures each."""
+    if "rae" not in inputs:
+        raise InputError(f"no RAE is recorded for {output}, so --sample-every can draw no pictures")
+    device = next(network.parameters()).device
+    rae = weights.load_rae(inputs["rae"].path).to(device)
+    classes = min(_ROWS, network.config.classes)
+    labels = torch.arange(classes, device=device).repeat_interleave(_COLUMNS)
+    shape = (network.config.channels, network.config.side, network.config.side)
+    _, noise = draw_rows(0, range(len(labels)), shape, device=device)
+    network.eval()
+    images = pictures(network, rae, noise, labels, steps=default_steps(network), shift=config["time_shift"])
+    network.train()
+    path = output.with_suffix(f".step-{step:07d}.png")
+    write_grid(path, images, _COLUMNS)
+    logger.info("drew %s", path)

@@ -1,0 +1,91 @@
+"""What a training command resolved before it trains: shown by ``--dry-run``, executed otherwise."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+
+from mfkit.data.feed import Batch, Source
+from mfkit.files import weights
+from mfkit.files.artifact import Artifact, provenance
+from mfkit.files.atomic import claim
+from mfkit.networks.dit import DiT, parameter_count
+from mfkit.objectives.losses import Loss
+from mfkit.settings import TrainingSettings
+from mfkit.stages.pictures import grid_from_fixed_noise
+from mfkit.training.checkpoint import checkpoint_path
+from mfkit.training.loop import Run, Stage, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training command runs, whatever it trains."""
+
+    output: Path
+    overwrite: bool = False
+    restart: bool = False
+    dry_run: bool = False
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A generator's training: the network, its rows, its loss, and where it comes from."""
+
+    kind: str
+    network: DiT
+    config: dict[str, Any]
+    """What the output's description holds beside the network's sizes."""
+    source: Source
+    loss: Callable[[nn.Module, Batch], Loss]
+    inputs: dict[str, Artifact]
+    settings: TrainingSettings
+    other_settings: dict[str, Any] = field(default_factory=dict)
+    rows_per_item: int = 1
+
+    def execute(self, execution: Execution) -> str:
+        """Trains and writes the output; with ``dry_run``, says what would be done and does nothing.
+
+        :returns: the line for standard output.
+        """
+        if execution.dry_run:
+            return self._description(execution.output)
+        main = PartialState().is_main_process
+        if main:
+            claim(execution.output, overwrite=execution.overwrite)
+        PartialState().wait_for_everyone()
+        identity = self.other_settings | {role: artifact.digest for role, artifact in self.inputs.items()}
+        stage = Stage(
+            network=self.network, source=self.source, loss=self.loss, rows_per_item=self.rows_per_item,
+            picture=lambda step: grid_from_fixed_noise(self.network, self.config, self.inputs, execution.output, step),
+        )  # fmt: skip
+        run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
+        train(stage, self.settings, run)
+        if main:
+            record = provenance(execution.output.parent, self.inputs, seed=self.settings.seed)
+            weights.save(execution.output, self.network, self.kind, self.config, record)
+            checkpoint_path(execution.output).unlink(missing_ok=True)
+        PartialState().wait_for_everyone()
+        return str(execution.output)
+
+    def _description(self, output: Path) -> str:
+        sizes = asdict(self.network.config)
+        return json.dumps(
+            {
+                "output": str(output),
+                "kind": self.kind,
+                "parameters": parameter_count(self.network),
+                "network": sizes,
+                "latent": [sizes["channels"], sizes["side"], sizes["side"]],
+                "settings": asdict(self.settings) | self.other_settings,
+                "inputs": {role: str(artifact.path) for role, artifact in self.inputs.items()},
+            },
+            indent=2,
+        )

@@ -1,0 +1,189 @@
+"""train-rae: the encoder (given, or pre-trained on the images), the decoder, and the latents' mean and variance."""
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from mfkit.data.feed import Batch
+from mfkit.data.images import ImageSource, class_names
+from mfkit.data.sequence import batches_of
+from mfkit.data.shards import ShardStream
+from mfkit.errors import InputError, UsageError
+from mfkit.files import weights
+from mfkit.files.artifact import Artifact, open_artifact, provenance
+from mfkit.files.atomic import claim
+from mfkit.networks.dit import parameter_count
+from mfkit.networks.pretraining import MaskedPretraining, hide_patches
+from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches
+from mfkit.objectives.losses import Loss, masked_prediction, reconstruction
+from mfkit.presets import DECODER_SIZES, TINY_ENCODER
+from mfkit.settings import AutoencoderSettings, PresetName, TrainingSettings
+from mfkit.solvers.noise import draw_rows
+from mfkit.stages.plan import Execution
+from mfkit.stages.seeding import seeded
+from mfkit.training.checkpoint import checkpoint_path
+from mfkit.training.loop import Run, Stage, train
+
+logger = logging.getLogger(__name__)
+
+TINY = "tiny"
+
+
+def train_rae(
+    images: ImageSource, encoder: str, preset: PresetName, settings: TrainingSettings, sizes: AutoencoderSettings,
+    execution: Execution,
+) -> str:  # fmt: skip
+    """Trains the decoder on a frozen encoder and writes both with the latents' statistics.
+
+    :param encoder: a timm model name, a safetensors file, or ``tiny``, which is first pre-trained on the images.
+    :returns: the line for standard output.
+    """
+    if isinstance(images, ShardStream) and not images.repeatable:
+        raise UsageError("train-rae reads the images many times; a stream can be read once: give a folder or shards")
+    inputs = {"images": images.artifact}
+    with seeded(settings.seed):
+        rae, source = _fresh(encoder, sizes)
+    if source:
+        inputs["encoder"] = source
+    if execution.dry_run:
+        return _description(rae, encoder, settings, sizes, execution.output)
+    main = PartialState().is_main_process
+    if main:
+        claim(execution.output, overwrite=execution.overwrite)
+    PartialState().wait_for_everyone()
+
+    rae.to(PartialState().device)
+    identity = asdict(sizes) | {role: artifact.digest for role, artifact in inputs.items()}
+    pretraining = execution.output.with_suffix(".encoder.safetensors")
+    if encoder == TINY:
+        steps = replace(settings, steps=sizes.encoder_steps)
+        train(
+            _pretraining(rae, images, steps, sizes), steps,
+            Run(output=pretraining, identity=identity, restart=execution.restart, keep_checkpoint=True),
+        )  # fmt: skip
+        rae.encoder.requires_grad_(False)
+    _measure(rae, images)
+    run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
+    train(_decoder_training(rae, images, settings, sizes), settings, run)
+    if main:
+        record = provenance(execution.output.parent, inputs, seed=settings.seed)
+        config = {"preset": preset, "classes": class_names(images)}
+        weights.save(execution.output, rae, "rae", config, record)
+        checkpoint_path(execution.output).unlink(missing_ok=True)
+        checkpoint_path(pretraining).unlink(missing_ok=True)
+    PartialState().wait_for_everyone()
+    return str(execution.output)
+
+
+def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings) -> Stage:
+    side, classes = rae.config.side, class_names(images)
+    if not classes:
+        logger.warning("%s does not name its classes: the encoder is pre-trained without labels", images.artifact.path)
+    with seeded(settings.seed + 1):
+        network = MaskedPretraining(
+            rae.encoder, rae.config.channels, sizes.encoder_size // side, len(classes) if sizes.label_weight else 0
+        ).to(PartialState().device)
+
+    def loss(net: nn.Module, batch: Batch) -> Loss:
+        seen = rae.encoder_input(_unit(batch.columns["image"]))
+        uniform, _ = draw_rows(settings.seed, batch.positions, (), uniforms=1 + side * side, device=seen.device)
+        hidden = uniform[:, 1:] < sizes.mask * uniform[:, :1]
+        predicted, logits = net(hide_patches(seen, hidden.view(-1, side, side)))
+        return masked_prediction(seen, predicted, batch.columns["label"], logits, sizes.label_weight)
+
+    return Stage(network=network, source=images, loss=loss)
+
+
+def _decoder_training(rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings) -> Stage:
+    def loss(net: nn.Module, batch: Batch) -> Loss:
+        pixels = _unit(batch.columns["image"])
+        with torch.no_grad():
+            features = rae.features(pixels)
+        uniform, noise = draw_rows(settings.seed, batch.positions, features.shape[1:], uniforms=1, device=pixels.device)
+        sigma = sizes.noise * uniform[:, 0, None, None, None]
+        decoded = net(features + sigma * noise * rae.latent_scale)
+        decoded_features = rae.features(decoded) if sizes.feature_weight else None
+        return reconstruction(pixels, decoded, features, decoded_features, sizes.feature_weight)
+
+    return Stage(network=rae, source=images, loss=loss)
+
+
+@torch.no_grad()
+def _measure(rae: RAE, images: ImageSource) -> None:
+    """Sets the latents' mean and variance, per element, over all images."""
+    shape = rae.config.latent_shape
+    total, squares = (torch.zeros(shape, dtype=torch.float64, device=rae.latent_mean.device) for _ in range(2))
+    count = 0
+    for batch in batches_of(images, 256):
+        features = rae.features(_unit(batch.columns["image"].to(total.device))).double()
+        total += features.sum(0)
+        squares += features.square().sum(0)
+        count += len(features)
+    rae.latent_mean.copy_(total / count)
+    rae.latent_var.copy_(squares / count - (total / count).square())
+
+
+def _fresh(encoder: str, sizes: AutoencoderSettings) -> tuple[RAE, Artifact | None]:
+    """An RAE with its encoder's weights, where there are any, and a fresh decoder; and the encoder's file."""
+    path = Path(encoder)
+    mean, std, source = IMAGENET_MEAN, IMAGENET_STD, None
+    if encoder == TINY:
+        name, arguments = "vit_tiny_patch16_224", TINY_ENCODER
+        network = timm.create_model(name, num_classes=0, img_size=sizes.encoder_size, **arguments)
+    elif path.suffix == ".safetensors":
+        source = open_artifact(path, kinds=("rae",))
+        other = weights.load_rae(path)
+        if other.config.encoder_size != sizes.encoder_size:
+            raise UsageError(f"the encoder of {path} takes {other.config.encoder_size} pixels; give --encoder-size")
+        name, arguments, network = other.config.encoder_name, other.config.encoder, other.encoder
+        mean, std = other.config.encoder_mean, other.config.encoder_std
+    else:
+        name, arguments = encoder, {}
+        network = _pretrained(encoder, sizes.encoder_size)
+        expects = timm.data.resolve_model_data_config(network)
+        mean, std = tuple(expects["mean"]), tuple(expects["std"])
+    with torch.no_grad():
+        _, channels, side, _ = encode_patches(network, torch.zeros(1, 3, sizes.encoder_size, sizes.encoder_size)).shape
+    if sizes.image_size % side:
+        raise UsageError(f"images of {sizes.image_size} pixels do not divide into the encoder's {side} x {side} tokens")
+    config = RAEConfig(
+        encoder_name=name, encoder=arguments, encoder_size=sizes.encoder_size, encoder_mean=mean, encoder_std=std,
+        image_size=sizes.image_size, channels=channels, side=side, **DECODER_SIZES[sizes.decoder],
+    )  # fmt: skip
+    rae = RAE(config)
+    rae.encoder.load_state_dict(network.state_dict())
+    return rae, source
+
+
+def _pretrained(name: str, size: int) -> nn.Module:
+    if not timm.is_model(name):
+        raise UsageError(f"--encoder {name}: neither a timm model, nor a .safetensors file, nor `{TINY}`")
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, img_size=size)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the weights of {name} cannot be had: {reason}; --encoder also takes an RAE file") from error
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _description(rae: RAE, encoder: str, settings: TrainingSettings, sizes: AutoencoderSettings, output: Path) -> str:
+    described: dict[str, Any] = {
+        "output": str(output),
+        "kind": "rae",
+        "encoder": encoder,
+        "parameters": parameter_count(rae),
+        "latent": list(rae.config.latent_shape),
+        "network": asdict(rae.config),
+        "settings": asdict(settings) | asdict(sizes),
+    }
+    return json.dumps(described, indent=2)

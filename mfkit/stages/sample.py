@@ -1,0 +1,206 @@
+"""sample: pictures from noise, as a PNG folder, shards, a tar stream or an ADM-style .npz, and as a grid."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from mfkit.data.codecs import png_bytes, to_uint8
+from mfkit.data.npz import NpzWriter
+from mfkit.data.production import Production
+from mfkit.data.sequence import row_ranges
+from mfkit.data.shards import write_stream
+from mfkit.errors import UsageError
+from mfkit.files import weights
+from mfkit.files.artifact import Artifact, open_artifact, provenance
+from mfkit.files.atomic import claim
+from mfkit.files.pictures import write_grid
+from mfkit.networks.dit import DiT, VelocityDiT
+from mfkit.networks.rae import RAE
+from mfkit.solvers.noise import draw_rows
+from mfkit.solvers.ode import Solver, evaluations
+from mfkit.stages.generate import default_steps, pictures
+from mfkit.stages.inputs import check_same_rae, follow
+
+SHARD_SIZE = 1000
+"""Pictures per tar, and between two marks of progress in a PNG folder."""
+_GRID_COLUMNS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """Which pictures to draw, and how."""
+
+    count: int
+    nfe: int | None
+    """Network evaluations per image; None is 1 for a student, 50 Euler steps for a teacher."""
+    solver: Solver = "euler"
+    labels: str = "equal"
+    """``equal``: the classes in turn; ``random``; or class indices such as ``0,3,7``, in turn."""
+    seed: int = 0
+    batch_size: int = 250
+
+
+class Sampler:
+    """A generator with its RAE. Picture i depends on the seed and i alone, up to rounding."""
+
+    def __init__(self, model: Path, rae: Path | None, request: SampleRequest) -> None:
+        self.device = PartialState().device
+        self.model = open_artifact(model, kinds=("teacher", "student"))
+        self.rae_artifact = open_artifact(Path(follow(rae, self.model, "rae", "--rae")), kinds=("rae",))
+        check_same_rae(self.model, self.rae_artifact)
+        self.network: DiT = weights.load_generator(model, "teacher", "student").to(self.device)
+        self.rae: RAE = weights.load_rae(self.rae_artifact.path).to(self.device)
+        self.request = request
+        self.steps = _steps(self.network, request)
+        self.classes: list[str] = self.model.config["classes"]
+        self._choices = _choices(request.labels, len(self.classes))
+
+    def describe(self) -> dict[str, Any]:
+        """The conditions of the pictures, for the index and for metrics."""
+        solver = self.request.solver if isinstance(self.network, VelocityDiT) else "mean-flow"
+        return {
+            "images": self.request.count,
+            "size": self.rae.config.image_size,
+            "classes": self.classes,
+            "model": self.model.kind,
+            "nfe": evaluations(self.steps, "heun" if solver == "heun" else "euler"),
+            "solver": solver,
+            "labels": self.request.labels,
+            "seed": self.request.seed,
+            "precision": "float32",
+            "guidance": None,
+        }
+
+    def draw(self, rows: range) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, S, S) uint8 and labels (B,) of these rows, on the CPU."""
+        config = self.network.config
+        shape = (config.channels, config.side, config.side)
+        uniform, noise = draw_rows(self.request.seed, rows, shape, uniforms=1, device=self.device)
+        if self._choices is None:
+            labels = (uniform[:, 0] * len(self.classes)).long()
+        else:
+            labels = torch.tensor([self._choices[row % len(self._choices)] for row in rows], device=self.device)
+        images = pictures(
+            self.network, self.rae, noise, labels, steps=self.steps, shift=self.model.config["time_shift"],
+            solver=self.request.solver,
+        )  # fmt: skip
+        return to_uint8(images).cpu(), labels.cpu()
+
+
+def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None, overwrite: bool) -> str | None:
+    """Writes the pictures.
+
+    :param output: a folder; a name that ends in ``.npz``; ``-`` for a tar stream on standard output.
+    :param tar: a folder of tar shards instead of PNG files.
+    :param grid: where to write a grid of the first pictures, at most ten per row.
+    :returns: the output's path, for standard output; None for a stream.
+    """
+    if grid:
+        claim(grid, overwrite=overwrite)
+    if output == "-":
+        _write_stream(sampler)
+    elif output and output.endswith(".npz"):
+        _write_npz(sampler, Path(output), overwrite)
+    elif output:
+        _write_folder(sampler, Path(output), tar, overwrite)
+    if grid and PartialState().is_main_process:
+        shown = min(sampler.request.count, _GRID_COLUMNS**2)
+        write_grid(grid, sampler.draw(range(shown))[0].float() / 255, _GRID_COLUMNS)
+    return None if output == "-" else output or str(grid)
+
+
+def _inputs(sampler: Sampler) -> dict[str, Artifact]:
+    return {"model": sampler.model, "rae": sampler.rae_artifact}
+
+
+def _samples(sampler: Sampler, rows: range) -> Iterator[dict[str, Any]]:
+    images, labels = sampler.draw(rows)
+    for row, image, label in zip(rows, images, labels.tolist(), strict=True):
+        yield {"__key__": f"{row:09d}", "png": png_bytes(image), "cls": str(label).encode()}
+
+
+def _write_stream(sampler: Sampler) -> None:
+    if PartialState().num_processes > 1:
+        raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
+    record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
+    parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
+    stream = (item for _, rows in parts for item in _samples(sampler, rows))
+    write_stream(sys.stdout.buffer, "images", sampler.describe(), record, stream)
+
+
+def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
+    request, config = sampler.request, sampler.describe()
+    identity = config | {role: artifact.digest for role, artifact in _inputs(sampler).items()} | {"tar": tar}
+    production = Production(folder, identity, overwrite=overwrite)
+    parts = list(row_ranges(request.count, SHARD_SIZE, request.batch_size))
+    for shard, group in groupby(_progress(parts), key=lambda part: part[0]):
+        if not production.wanted(shard):
+            continue
+        samples = (item for _, rows in group for item in _samples(sampler, rows))
+        if tar:
+            production.write(shard, samples)
+            continue
+        for item in samples:
+            place = folder / folder_name(int(item["cls"]), sampler.classes)
+            place.mkdir(exist_ok=True)
+            (place / f"{item['__key__']}.png").write_bytes(item["png"])
+        production.mark(shard, {})
+    record = provenance(folder, _inputs(sampler), seed=request.seed)
+    production.finish("images", config, record)
+
+
+def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
+    request, size = sampler.request, sampler.rae.config.image_size
+    state = PartialState()
+    if state.is_main_process:
+        claim(path, overwrite=overwrite)
+    with NpzWriter(path, request.count, size) as writer:
+        for part, rows in _progress(list(row_ranges(request.count, request.batch_size, request.batch_size))):
+            if part % state.num_processes == state.process_index:
+                writer.put(rows, *sampler.draw(rows))
+        writer.finish()
+
+
+def folder_name(label: int, classes: list[str]) -> str:
+    """The subfolder of a class: its name, after its index where the names' order is not that of the indices."""
+    return classes[label] if classes == sorted(classes) else f"{label:0{len(str(len(classes) - 1))}d}"
+
+
+def _progress(parts: list) -> tqdm:
+    return tqdm(parts, disable=None if PartialState().is_main_process else True, unit="batch")
+
+
+def _steps(network: DiT, request: SampleRequest) -> int:
+    if request.nfe is None:
+        return default_steps(network)
+    if request.solver == "heun" and isinstance(network, VelocityDiT):
+        if request.nfe % 2 == 0:
+            raise UsageError(
+                f"Heun's method takes two evaluations a step, and one in the last: --nfe {request.nfe} is even"
+            )
+        return (request.nfe + 1) // 2
+    return request.nfe
+
+
+def _choices(labels: str, classes: int) -> list[int] | None:
+    """The classes to draw in turn; None for random ones."""
+    if labels == "random":
+        return None
+    if labels == "equal":
+        return list(range(classes))
+    try:
+        chosen = [int(part) for part in labels.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--labels {labels}: give equal, random, or class indices such as 0,3,7") from error
+    for label in chosen:
+        if not 0 <= label < classes:
+            raise UsageError(f"--labels {labels}: class {label} is outside 0 to {classes - 1}")
+    return chosen

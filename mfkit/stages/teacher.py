@@ -1,0 +1,38 @@
+"""train-teacher: the velocity network, by flow matching on encoded images."""
+
+from torch import nn
+
+from mfkit.data.feed import Batch
+from mfkit.networks.dit import DiTConfig, VelocityDiT, null_labels
+from mfkit.objectives.losses import Loss, flow_matching
+from mfkit.presets import GENERATOR_SIZES
+from mfkit.settings import ModelName, PresetName, TrainingSettings
+from mfkit.solvers.noise import draw_rows
+from mfkit.solvers.times import shifted, time_shift
+from mfkit.stages.inputs import LatentSet
+from mfkit.stages.plan import Plan
+from mfkit.stages.seeding import seeded
+
+
+def plan(latents: LatentSet, model: ModelName, preset: PresetName, settings: TrainingSettings) -> Plan:
+    """The training of a teacher of size ``model`` on latents."""
+    channels, side, _ = latents.shape
+    shift, classes = time_shift(*latents.shape), len(latents.classes)
+    with seeded(settings.seed):
+        network = VelocityDiT(DiTConfig(channels=channels, side=side, classes=classes, **GENERATOR_SIZES[model]))
+
+    def loss(net: nn.Module, batch: Batch) -> Loss:
+        x, y = batch.columns["latent"], batch.columns["label"]
+        uniform, noise = draw_rows(settings.seed, batch.positions, x.shape[1:], uniforms=2, device=x.device)
+        y = null_labels(y, classes, uniform[:, 1] < settings.label_drop)
+        return flow_matching(net, x, noise, shifted(uniform[:, 0], shift), y)
+
+    return Plan(
+        kind="teacher",
+        network=network,
+        config={"time_shift": shift, "classes": latents.classes, "preset": preset},
+        source=latents.source,
+        loss=loss,
+        inputs={"latents": latents.artifact, **latents.artifact.mention("rae")},
+        settings=settings,
+    )

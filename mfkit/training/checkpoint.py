@@ -1,0 +1,71 @@
+"""Checkpoints: all that a run needs to go on, in one safetensors file. Nothing is pickled.
+
+Order, noise, times and label drops follow from the seed and the step, so no random state is kept.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mfkit.errors import InputError, UsageError
+from mfkit.files.artifact import metadata, open_artifact
+from mfkit.files.atomic import whole_file
+from mfkit.files.weights import read_tensors, save_tensors
+
+_KIND = "checkpoint"
+
+
+def checkpoint_path(output: Path) -> Path:
+    return output.with_suffix(".checkpoint.safetensors")
+
+
+def save(
+    path: Path, step: int, settings: dict[str, Any], parameters: dict[str, nn.Parameter], ema: list[Tensor],
+    optimizer: Optimizer,
+) -> None:  # fmt: skip
+    """Writes trainable parameters, their moving average and the optimiser's state after ``step`` steps."""
+    tensors = {f"model.{name}": value.detach() for name, value in parameters.items()}
+    tensors |= {f"ema.{name}": value for name, value in zip(parameters, ema, strict=True)}
+    for name, value in parameters.items():
+        tensors |= {f"optimizer.{key}.{name}": state for key, state in optimizer.state[value].items()}
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as partial:
+        save_tensors(partial, tensors, metadata(_KIND, {"step": step, "settings": settings}, {}))
+
+
+def restore(
+    path: Path, settings: dict[str, Any], parameters: dict[str, nn.Parameter], ema: list[Tensor], optimizer: Optimizer
+) -> int:
+    """Loads a checkpoint in place and returns its step; refuses one of a run with other settings."""
+    config = open_artifact(path, kinds=(_KIND,)).config
+    settings = json.loads(json.dumps(settings))
+    different = sorted(
+        f"{name} {config['settings'].get(name)} there, {settings.get(name)} here"
+        for name in settings.keys() | config["settings"].keys()
+        if config["settings"].get(name) != settings.get(name)
+    )
+    if different:
+        raise UsageError(
+            f"{path} is of a run with other settings ({'; '.join(different)}); --restart starts anew and removes it"
+        )
+    tensors = read_tensors(path)
+    try:
+        with torch.no_grad():
+            for (name, value), average in zip(parameters.items(), ema, strict=True):
+                value.copy_(tensors[f"model.{name}"])
+                average.copy_(tensors[f"ema.{name}"])
+                optimizer.state[value] = {
+                    key: _on_device(tensors[f"optimizer.{key}.{name}"], key, value)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path} does not fit this network: {error}") from error
+    return config["step"]
+
+
+def _on_device(state: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
+    return state if key == "step" else state.to(parameter.device)

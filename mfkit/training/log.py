@@ -1,0 +1,56 @@
+"""The training log: a line of JSON per so many steps, in a file beside the output."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mfkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """What a step measured."""
+
+    step: int
+    loss: float
+    """What is descended; weighted losses sit near 1 by construction."""
+    squared_error: float
+    """Mean squared error per element, unweighted."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    images_per_second: float
+
+
+def log_path(output: Path) -> Path:
+    return output.with_suffix(".log.jsonl")
+
+
+def append(path: Path, line: LogLine) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(line)) + "\n")
+
+
+def cut(path: Path, step: int) -> None:
+    """Removes the lines past ``step``, which a resumed run writes again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log."""
+    return list(_lines(path))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            yield {name: float(line[name]) for name in LogLine.__dataclass_fields__}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: not a line of a training log") from error

@@ -1,0 +1,188 @@
+"""The one training loop. A stage says which network, which rows and which loss; the loop does the rest."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm import tqdm
+
+from mfkit.data.feed import Batch, Layout, Source, feed
+from mfkit.errors import DivergedError, UsageError
+from mfkit.objectives.losses import Loss
+from mfkit.settings import TrainingSettings
+from mfkit.training import checkpoint
+from mfkit.training import log as training_log
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What is trained, on which rows, by which loss."""
+
+    network: nn.Module
+    """Its parameters that require a gradient are trained, in place; at the end they are their moving average."""
+    source: Source
+    loss: Callable[[nn.Module, Batch], Loss]
+    """(network in its data-parallel wrapper, rows) -> loss. ``network`` itself is the bare one."""
+    rows_per_item: int = 1
+    """Rows of the network that an item of the source becomes."""
+    picture: Callable[[int], None] | None = None
+    """Draws a grid after so many steps; the network holds its moving average meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a stage leaves its traces, and how it starts."""
+
+    output: Path
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What besides the settings must be the same for a checkpoint to fit: digests of the inputs, sizes."""
+    restart: bool = False
+    keep_checkpoint: bool = False
+    """Leaves a checkpoint after the last step, for a command that goes on with another stage."""
+    trackers: tuple[str, ...] = ()
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """The rate of a step, counted from 0: linear warm-up, then constant, linear or cosine to the final rate."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    done = {"constant": 0.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[settings.schedule]
+    return settings.learning_rate + (settings.final_learning_rate - settings.learning_rate) * done
+
+
+def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
+    """Trains ``stage.network`` to the last step, from the run's checkpoint where there is one.
+
+    :raises DivergedError: a loss or gradient is not finite; the last checkpoint stays.
+    """
+    state = PartialState()
+    layout = _layout(settings, stage.rows_per_item, state.process_index, state.num_processes)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=layout.accumulation,
+        log_with=list(run.trackers) or None,
+        project_dir=run.output.parent,
+    )
+    parameters = {name: value for name, value in stage.network.named_parameters() if value.requires_grad}
+    network = accelerator.prepare(stage.network.train())
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    ema = EMAModel(parameters.values(), decay=settings.ema, foreach=True)
+    saved, log = checkpoint.checkpoint_path(run.output), training_log.log_path(run.output)
+    identity = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | run.identity
+    first_step = 0
+    if saved.exists() and not run.restart:
+        first_step = checkpoint.restore(saved, identity, parameters, ema.shadow_params, optimizer)
+        ema.optimization_step = first_step
+        logger.info("going on from %s, step %d", saved, first_step)
+    if accelerator.is_main_process:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        training_log.cut(log, first_step)
+        if run.trackers:
+            accelerator.init_trackers("mfkit", config=identity)
+    accelerator.wait_for_everyone()
+
+    meter = _Meter(accelerator, settings, log, first_step)
+    batches = feed(
+        stage.source, layout, first_step=first_step, last_step=settings.steps, seed=settings.seed,
+        workers=settings.workers,
+    )  # fmt: skip
+    hidden = not (accelerator.is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING))
+    for step in tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, disable=hidden):
+        rate = learning_rate(settings, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for _ in range(layout.accumulation):
+            batch = _to_device(next(batches), accelerator.device)
+            with accelerator.accumulate(network):
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    loss = stage.loss(network, batch)
+                accelerator.backward(loss.value)
+            meter.add(loss)
+        norm = accelerator.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(parameters.values())
+        done = step + 1
+        meter.end_step(done, norm, rate, last=done == settings.steps or done % settings.save_every == 0)
+        due = run.keep_checkpoint if done == settings.steps else done % settings.save_every == 0
+        if due and accelerator.is_main_process:
+            checkpoint.save(saved, done, identity, parameters, ema.shadow_params, optimizer)
+        drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
+        if stage.picture and drawn and accelerator.is_main_process:
+            ema.store(parameters.values())
+            ema.copy_to(parameters.values())
+            stage.picture(done)
+            ema.restore(parameters.values())
+    ema.copy_to(parameters.values())
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    stage.network.eval()
+
+
+def _layout(settings: TrainingSettings, rows_per_item: int, rank: int, processes: int) -> Layout:
+    """Shares of the source's items, each of which becomes ``rows_per_item`` rows of the network."""
+    if settings.batch_size % rows_per_item or settings.micro_batch % rows_per_item:
+        raise UsageError(f"a batch of {settings.batch_size} rows does not divide by {rows_per_item} rows per item")
+    items = settings.batch_size // rows_per_item
+    return Layout(items, settings.micro_batch // rows_per_item or max(1, items // processes), rank, processes)
+
+
+_MAY_CHANGE = ("workers", "log_every", "save_every", "sample_every", "micro_batch")
+"""Settings that a run may be resumed with another value of."""
+
+
+class _Meter:
+    """Averages what the steps measure, writes it, and stops the run when it is not finite.
+
+    Values stay on the device between two lines of the log, so that no step waits for them.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: TrainingSettings, log: Path, first_step: int) -> None:
+        self._accelerator, self._settings, self._log = accelerator, settings, log
+        self._sums = torch.zeros(3, device=accelerator.device)
+        self._passes, self._step, self._clock = 0, first_step, time.perf_counter()
+
+    def add(self, loss: Loss) -> None:
+        self._sums[:2] += torch.stack([loss.value.detach(), loss.squared_error]).float()
+        self._passes += 1
+
+    def end_step(self, step: int, norm: torch.Tensor, rate: float, *, last: bool) -> None:
+        self._sums[2] += norm
+        if step % self._settings.log_every and not last:
+            return
+        loss, error, norms = self._accelerator.reduce(self._sums, "mean").tolist()
+        steps, seconds = step - self._step, time.perf_counter() - self._clock
+        line = training_log.LogLine(
+            step, loss / self._passes, error / self._passes, norms / steps, rate,
+            steps * self._settings.batch_size / seconds,
+        )  # fmt: skip
+        if not all(math.isfinite(value) for value in (line.loss, line.squared_error, line.gradient_norm)):
+            raise DivergedError(
+                f"loss {line.loss:g}, gradient norm {line.gradient_norm:g} between steps {self._step + 1} and {step}: "
+                f"stopped; the last good checkpoint is kept"
+            )
+        if self._accelerator.is_main_process:
+            training_log.append(self._log, line)
+        if self._accelerator.log_with:
+            self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
+        self._sums.zero_()
+        self._passes, self._step, self._clock = 0, step, time.perf_counter()
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        batch.positions, {name: column.to(device, non_blocking=True) for name, column in batch.columns.items()}
+    )
