@@ -9,6 +9,10 @@ from pathlib import Path
 from mfkit.errors import OutputError
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; it takes the final name when the block ends well and is removed otherwise."""
@@ -16,6 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files unreadable for others
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,9 @@ from mfkit.errors import InputError
 from mfkit.files.artifact import metadata, open_artifact
 from mfkit.files.atomic import whole_file
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
-from mfkit.networks.rae import RAE, RAEConfig
+
+if TYPE_CHECKING:
+    from mfkit.networks.rae import RAE
 
 KINDS = ("rae", "teacher", "student")
 
@@ -36,8 +38,10 @@ def load(path: str | Path) -> nn.Module:
     return network.eval()
 
 
-def load_rae(path: Path) -> RAE:
+def load_rae(path: Path) -> "RAE":
     """:func:`load`, for a file that must hold an RAE."""
+    from mfkit.networks.rae import RAE
+
     open_artifact(path, kinds=("rae",))
     network = load(path)
     assert isinstance(network, RAE)
@@ -55,11 +59,14 @@ def load_generator(path: Path, *kinds: str) -> DiT:
 def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
     """The network of a kind with fresh weights, from the config of its file."""
     if kind == "rae":
+        # timm and diffusers take seconds to import, and training on latents needs neither network.
+        from mfkit.networks.rae import RAE, RAEConfig
+
         return RAE(RAEConfig(**config))
     return (VelocityDiT if kind == "teacher" else AverageVelocityDiT)(DiTConfig(**config))
 
 
-def save(path: Path, network: DiT | RAE, kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def save(path: Path, network: "DiT | RAE", kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Writes a network of ``kind`` with its description; ``config`` are the entries beside the network's own."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with whole_file(path) as partial:

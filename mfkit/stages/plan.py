@@ -17,7 +17,6 @@ from mfkit.files.atomic import claim
 from mfkit.networks.dit import DiT, parameter_count
 from mfkit.objectives.losses import Loss
 from mfkit.settings import TrainingSettings
-from mfkit.stages.pictures import grid_from_fixed_noise
 from mfkit.training.checkpoint import checkpoint_path
 from mfkit.training.loop import Run, Stage, train
 
@@ -62,9 +61,15 @@ class Plan:
             claim(execution.output, overwrite=execution.overwrite)
         PartialState().wait_for_everyone()
         identity = self.other_settings | {role: artifact.digest for role, artifact in self.inputs.items()}
+
+        def picture(step: int) -> None:
+            from mfkit.stages.pictures import grid_from_fixed_noise
+
+            grid_from_fixed_noise(self.network, self.config, self.inputs, execution.output, step)
+
         stage = Stage(
             network=self.network, source=self.source, loss=self.loss, rows_per_item=self.rows_per_item,
-            picture=lambda step: grid_from_fixed_noise(self.network, self.config, self.inputs, execution.output, step),
+            picture=picture,
         )  # fmt: skip
         run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
         train(stage, self.settings, run)

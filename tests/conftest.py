@@ -1,0 +1,89 @@
+"""Fixtures: the command line in this process, and a tiny chain of artifacts that the tests share."""
+
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mfkit.commands.main import main
+
+torch.set_num_threads(1)
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+class _Bytes(io.TextIOWrapper):
+    """Standard output that keeps what is written to it, text or bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    def data(self) -> bytes:
+        return self.buffer.getvalue()
+
+
+@pytest.fixture
+def mfkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Result]:
+    """Runs a command line in this process, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda command: run(command, monkeypatch)
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch) -> Result:
+    out, err = _Bytes(), io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["mfkit", *shlex.split(command)])
+    monkeypatch.setattr(sys, "stdout", out)
+    code = 0
+    with redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+    return Result(code, out.data().decode(errors="replace"), err.getvalue())
+
+
+def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a shell line with mfkit on its path, as a user would, in other processes."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every artifact of the chain, from a few steps of training. Not to be written to."""
+    folder = tmp_path_factory.mktemp("chain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in (
+            "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 3 --steps 3 --batch-size 32",
+            "encode digits:train --rae rae.safetensors -o latents --shard-size 400",
+            "train-teacher latents -o teacher.safetensors --steps 6 --batch-size 16 --log-every 2 --learning-rate 3e-2",
+            "trajectories --teacher teacher.safetensors -n 64 -o traj --solver-steps 4 --shard-size 40",
+            "midtrain traj --teacher teacher.safetensors --steps 4 --batch-size 16 --log-every 2",
+            "distill --teacher teacher.safetensors --init cmt.safetensors --steps 4 --batch-size 16 --log-every 2",
+            "bootstrap --init mfd.safetensors --steps 4 --batch-size 16 --log-every 2",
+            "sample mft.safetensors -n 40 -o samples",
+        ):
+            result = run(command, patch)
+            assert result.code == 0, f"{command}\n{result.err}"
+    return folder

@@ -1,0 +1,93 @@
+"""Metrics against closed forms, scipy and counts done by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from mfkit.metrics.diversity import nearest_distances, within_class_variance
+from mfkit.metrics.frechet import Moments, frechet_distance
+
+
+def test_frechet_distance_of_gaussians_in_closed_form() -> None:
+    """Commuting covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    one = Moments(np.array([0.0, 1.0]), np.diag([4.0, 9.0]), 10)
+    other = Moments(np.array([3.0, 1.0]), np.diag([1.0, 25.0]), 10)
+    assert frechet_distance(one, other) == pytest.approx(9 + 1 + 4)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [400, 12])
+def test_frechet_distance_agrees_with_scipys_square_root(count: int) -> None:
+    """12 samples in 20 dimensions make singular covariances."""
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(count, 20)), random.normal(size=(count, 20)) @ random.normal(size=(20, 20)) + 0.3
+    ours = frechet_distance(Moments.of(a), Moments.of(b))
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    offset = 1e-9 * np.eye(20)
+    root = scipy.linalg.sqrtm((ca + offset) @ (cb + offset)).real
+    theirs = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_within_class_variance_ignores_differences_between_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 2
+    images = 0.1 * torch.randn(2000, 3, 2, 2, generator=generator) + labels.view(-1, 1, 1, 1)
+    assert within_class_variance(images, labels) == pytest.approx(12 * 0.01, rel=0.05)
+    assert within_class_variance(labels.float().view(-1, 1), labels) == 0
+
+
+def test_nearest_distances_find_copies() -> None:
+    reference = torch.rand(600, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    images = torch.stack([reference[5], reference[7] + 0.01])
+    assert nearest_distances(images, reference).tolist() == pytest.approx([0, 0.01], abs=1e-3)
+
+
+def test_work_of_the_published_networks(mfkit) -> None:
+    """157 + 106 = 263 at 256 pixels, as the MF-RAE paper counts."""
+    rules = json.loads(mfkit("flops --preset imagenet256").out)["rules"]
+    published = {"generator": 157, "decoder": 106, "total": 263}
+    for part, value in published.items():
+        assert rules["macs_without_attention"][part] == pytest.approx(value, rel=0.01)
+    assert rules["macs"]["generator"] == pytest.approx(161.6, rel=0.001)
+    assert rules["flops"]["total"] == pytest.approx(2 * rules["macs"]["total"])
+
+
+def test_attention_is_counted_by_hand(mfkit) -> None:
+    """q k^T and its product with v: 2 N^2 width multiply-adds a block."""
+    rules = json.loads(mfkit("flops --preset digits").out)["rules"]
+    by_hand = 16**2 * 2 * (4 * 96 + 2 * 128) / 1e9
+    assert rules["macs"]["generator"] - rules["macs_without_attention"]["generator"] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_fid_of_images_with_themselves_is_zero(mfkit, chain: Path) -> None:
+    result = mfkit(f"fid digits:heldout --reference digits:heldout --features {chain}/rae.safetensors --diversity")
+    measured = json.loads(result.out)
+    assert measured["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert measured["within_class_variance"]["ratio"] == pytest.approx(1)
+    assert measured["nearest_reference_distance"]["95%"] == pytest.approx(0, abs=1e-3)
+
+
+def test_fid_says_its_conditions(mfkit, chain: Path) -> None:
+    result = mfkit(f"fid {chain}/samples --reference digits:train --features {chain}/rae.safetensors")
+    samples = json.loads(result.out)["samples"]
+    assert samples["images"] == 40 and samples["nfe"] == 1 and samples["labels"] == "equal" and samples["seed"] == 0
+
+
+def test_fid_agrees_with_features_taken_by_hand(mfkit, chain: Path) -> None:
+    import mfkit as package
+
+    from mfkit.data.images import open_images
+
+    result = mfkit(f"fid {chain}/samples --reference digits:heldout --features {chain}/rae.safetensors")
+    rae = package.load(chain / "rae.safetensors")
+    features = []
+    for location in (str(chain / "samples"), "digits:heldout"):
+        source = open_images(location, 32)
+        images = torch.stack([source[i]["image"] for i in range(len(source))]).float() / 255
+        features.append(Moments.of(rae.encode(images).mean((2, 3)).numpy()))
+    assert json.loads(result.out)["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-4)
