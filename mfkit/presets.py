@@ -42,7 +42,8 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "encode": dict(_STORE, shard_size=500),
         "train-teacher": dict(
-            _SMALL, steps=4000, learning_rate=1e-3, final_learning_rate=1e-4, schedule="cosine", warmup=100, ema=0.999,
+            _SMALL, steps=4000, learning_rate=2e-3, final_learning_rate=2e-5, schedule="cosine", warmup=100, ema=0.999,
+            time_shift=2.5,
         ),
         "trajectories": dict(_STORE, solver_steps=16, solver="euler", shard_size=500, seed=0),
         "midtrain": dict(_SMALL, steps=1500, learning_rate=3e-4, final_learning_rate=3e-4, ema=0.995, pairs=1),
@@ -58,7 +59,7 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
         "encode": dict(dtype="float16", batch_size=256, shard_size=2000),
         "train-teacher": dict(
             _LARGE, steps=100_000, batch_size=1024, learning_rate=2e-4, final_learning_rate=2e-5, schedule="linear",
-            ema=0.9995,
+            ema=0.9995, time_shift=0,
         ),
         "trajectories": dict(
             dtype="float16", batch_size=256, solver_steps=16, solver="euler", shard_size=200, seed=0

@@ -52,6 +52,19 @@ class TrainingSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowSettings(Settings):
+    """The path from data to noise, fixed by the teacher for all that follow it."""
+
+    panel: ClassVar[str] = "Flow"
+
+    time_shift: float = setting(
+        "Shift s of the times towards noise, t' = s t / (1 + (s - 1) t); 0 is sqrt(C H W / 4096), never below 1.",
+        metavar="S",
+        low=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeanFlowSettings(Settings):
     """The mean-flow loss of distill and bootstrap."""
 

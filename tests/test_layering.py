@@ -1,4 +1,4 @@
-"""Modules import downwards only: commands → stages → training, metrics → files, data → objectives, solvers, networks."""
+"""Modules import downwards only: commands, stages, training and metrics, files and data, the mathematics."""
 
 import ast
 import subprocess

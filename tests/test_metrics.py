@@ -80,7 +80,6 @@ def test_fid_says_its_conditions(mfkit, chain: Path) -> None:
 
 def test_fid_agrees_with_features_taken_by_hand(mfkit, chain: Path) -> None:
     import mfkit as package
-
     from mfkit.data.images import open_images
 
     result = mfkit(f"fid {chain}/samples --reference digits:heldout --features {chain}/rae.safetensors")

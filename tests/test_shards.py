@@ -81,7 +81,9 @@ def test_same_samples_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     assert again.digest == file_digest(folder / "00000.tar")
 
 
-def order(source, batch: int, processes: int, workers: int = 0, micro: int | None = None, first: int = 0) -> list[float]:
+def order(
+    source, batch: int, processes: int, workers: int = 0, micro: int | None = None, first: int = 0
+) -> list[float]:
     steps = 120 // batch
     found: dict[int, float] = {}
     for rank in range(processes):

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(help="`inception` (through clean-fid), or an RAE file.", metavar="F")
         ] = "inception",
         count: Annotated[
-            int | None, typer.Option("-n", "--count", help="Use the first N samples only.", min=2, metavar="N")
+            int | None, typer.Option("-n", "--count", help="Use N samples only, spread evenly.", min=2, metavar="N")
         ] = None,
         diversity: Annotated[
             bool,

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import TrainingSettings
+from mfkit.settings import FlowSettings, TrainingSettings
 
 
 def register(app: typer.Typer) -> None:
     @options.command(
-        app, "train-teacher", TrainingSettings,
+        app, "train-teacher", FlowSettings,
+        TrainingSettings,
         examples="`mfkit train-teacher latents/ -o teacher.safetensors`, "
         "`accelerate launch -m mfkit train-teacher latents/ --model XL -o teacher.safetensors`",
     )  # fmt: skip
@@ -35,5 +36,6 @@ def register(app: typer.Typer) -> None:
         rows = open_latents(latents, classes=classes)
         preset = inherited_preset(preset, rows.artifact)
         settings = presets.resolve(TrainingSettings, "train-teacher", preset, flags)
-        plan = teacher.plan(rows, model or presets.MODELS[preset], preset, settings)
+        flow = presets.resolve(FlowSettings, "train-teacher", preset, flags)
+        plan = teacher.plan(rows, model or presets.MODELS[preset], preset, settings, flow)
         return plan.execute(execution(output, overwrite, restart, dry_run, log_with))

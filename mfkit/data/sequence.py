@@ -2,21 +2,32 @@
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mfkit.data.feed import Batch, RandomAccess, Source, collate
+from mfkit.data.feed import Batch, collate
 from mfkit.data.shards import ShardStream
 
 
-def batches_of(source: Source, size: int, workers: int = 0) -> Iterator[Batch]:
+class Numbered(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+Rows = Numbered | ShardStream
+
+
+def batches_of(source: Rows, size: int, workers: int = 0) -> Iterator[Batch]:
     """All rows in batches of ``size``, the last one smaller."""
     for _, batch in batches_by_shard(source, size, size, lambda shard: True, workers):
         yield batch
 
 
 def batches_by_shard(
-    source: Source, shard_size: int, batch_size: int, wanted: Callable[[int], bool], workers: int = 0
+    source: Rows, shard_size: int, batch_size: int, wanted: Callable[[int], bool], workers: int = 0
 ) -> Iterator[tuple[int, Batch]]:
     """(shard, batch) for the shards that are wanted; shard k are the rows from k * shard_size. No batch spans two.
 
@@ -34,7 +45,7 @@ def batches_by_shard(
                     yield shard, collate([(number, source.decode(sample)) for number, sample in rows])
         return
     batches = [rows for shard, rows in row_ranges(len(source), shard_size, batch_size) if wanted(shard)]
-    loader = DataLoader(_Numbered(source), batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collate)
+    loader = DataLoader(_WithNumbers(source), batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collate)
     for batch in loader:
         yield batch.positions[0] // shard_size, batch
 
@@ -47,8 +58,8 @@ def row_ranges(rows: int, shard_size: int, batch_size: int) -> Iterator[tuple[in
             yield begin // shard_size, range(first, min(first + batch_size, end))
 
 
-class _Numbered(Dataset):
-    def __init__(self, source: RandomAccess) -> None:
+class _WithNumbers(Dataset):
+    def __init__(self, source: Numbered) -> None:
         self._source = source
 
     def __getitem__(self, index: int) -> tuple[int, dict]:

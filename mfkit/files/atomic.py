@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mfkit.errors import OutputError
 
-
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 

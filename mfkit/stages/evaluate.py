@@ -3,15 +3,16 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
-from mfkit.data.feed import Source
-from mfkit.data.images import open_images
-from mfkit.data.sequence import batches_of
+from mfkit.data.images import ImageSource, open_images
+from mfkit.data.sequence import Rows, batches_of
+from mfkit.data.shards import ShardStream
 from mfkit.errors import InputError, UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import INDEX_NAME, file_digest, open_artifact
@@ -41,7 +42,7 @@ def evaluate(
     sides = {}
     for name, location, limit in (("samples", samples, count), ("reference", reference, None)):
         source = open_images(location, size)
-        sides[name] = _measure(source, extract, limit, diversity, batch_size, workers)
+        sides[name] = _measure(_part(source, limit), extract, diversity, batch_size, workers)
         described[name] = {"images": len(sides[name].features), **_conditions(source, location)}
     one, other = sides["samples"], sides["reference"]
     if len(one.features) < 2 or len(other.features) < 2:
@@ -81,27 +82,31 @@ def _features(name: str) -> tuple[Features, dict[str, Any], int | None]:
     return rae_features(rae), described, rae.config.image_size
 
 
-def _measure(
-    source: Source, extract: Features, limit: int | None, keep_pixels: bool, batch_size: int, workers: int
-) -> _Measured:
+def _part(source: ImageSource, limit: int | None) -> Rows:
+    """``limit`` images, spread evenly over the set, since a folder is sorted by class; all with ``limit`` None."""
+    if limit is None:
+        return source
+    if isinstance(source, ShardStream):
+        raise UsageError("--count needs a set of a known size: a folder, an .npz, or shards that mfkit wrote")
+    total = len(source)
+    if limit > total:
+        raise UsageError(f"--count {limit}: there are only {total} images")
+    picked: Dataset = Subset(cast(Dataset, source), [place * total // limit for place in range(limit)])
+    return cast(Rows, picked)
+
+
+def _measure(source: Rows, extract: Features, keep_pixels: bool, batch_size: int, workers: int) -> _Measured:
     features, labels, pixels = [], [], []
-    seen = 0
     for batch in batches_of(source, batch_size, workers):
-        rest = None if limit is None else limit - seen
-        images = batch.columns["image"][:rest]
+        images = batch.columns["image"]
         features.append(extract(images))
-        labels.append(batch.columns["label"][:rest])
+        labels.append(batch.columns["label"])
         if keep_pixels:
             pixels.append(images)
-        seen += len(images)
-        if seen == limit:
-            break
-    if limit is not None and seen < limit:
-        raise UsageError(f"--count {limit}: there are only {seen} images")
     return _Measured(torch.cat(features), torch.cat(labels), torch.cat(pixels) if keep_pixels else None)
 
 
-def _conditions(source: Source, location: str) -> dict[str, Any]:
+def _conditions(source: ImageSource, location: str) -> dict[str, Any]:
     """Where the images come from, and how they were drawn where they say it."""
     result = {"location": location, "digest": source.artifact.digest}
     folder = Path(location)

@@ -6,7 +6,7 @@ from mfkit.data.feed import Batch
 from mfkit.networks.dit import DiTConfig, VelocityDiT, null_labels
 from mfkit.objectives.losses import Loss, flow_matching
 from mfkit.presets import GENERATOR_SIZES
-from mfkit.settings import ModelName, PresetName, TrainingSettings
+from mfkit.settings import FlowSettings, ModelName, PresetName, TrainingSettings
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.times import shifted, time_shift
 from mfkit.stages.inputs import LatentSet
@@ -14,10 +14,12 @@ from mfkit.stages.plan import Plan
 from mfkit.stages.seeding import seeded
 
 
-def plan(latents: LatentSet, model: ModelName, preset: PresetName, settings: TrainingSettings) -> Plan:
+def plan(
+    latents: LatentSet, model: ModelName, preset: PresetName, settings: TrainingSettings, flow: FlowSettings
+) -> Plan:
     """The training of a teacher of size ``model`` on latents."""
     channels, side, _ = latents.shape
-    shift, classes = time_shift(*latents.shape), len(latents.classes)
+    shift, classes = flow.time_shift or time_shift(*latents.shape), len(latents.classes)
     with seeded(settings.seed):
         network = VelocityDiT(DiTConfig(channels=channels, side=side, classes=classes, **GENERATOR_SIZES[model]))
 
@@ -35,4 +37,5 @@ def plan(latents: LatentSet, model: ModelName, preset: PresetName, settings: Tra
         loss=loss,
         inputs={"latents": latents.artifact, **latents.artifact.mention("rae")},
         settings=settings,
+        other_settings={"time_shift": shift},
     )

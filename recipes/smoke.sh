@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The chain of recipes/digits.sh at a few steps, and its piped form: shows that everything fits, not that it is good.
+#
+#   recipes/smoke.sh [OUT]                default: a temporary folder, removed at the end
+set -euo pipefail
+
+recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ $# -gt 0 ]; then
+    out=$1
+else
+    out=$(mktemp -d)
+    trap 'rm -rf "$out"' EXIT
+fi
+
+STEPS=5 TRAJECTORIES=128 SAMPLES=100 "$recipes/digits.sh" "$out" >/dev/null
+cd "$out"
+mfkit trajectories --teacher teacher.safetensors -n 128 -o - |
+    mfkit midtrain - --teacher teacher.safetensors --steps 2 -o piped.safetensors
+for artifact in rae.safetensors latents/index.json teacher.safetensors cmt.safetensors mfd.safetensors \
+    mft.safetensors samples/index.json fid.json flops.json curves.png grid.png report.json; do
+    [ -s "$artifact" ] || { echo "missing: $artifact" >&2; exit 1; }
+done
+echo "smoke: all artifacts are there"

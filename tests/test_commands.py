@@ -1,0 +1,250 @@
+"""The command line: help, standard output, pipes, and one line for every error."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, shell
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.main import get_command
+
+from mfkit.commands.main import app
+from mfkit.data.codecs import array_bytes
+from mfkit.data.shards import write_shard
+from mfkit.files.artifact import safetensors_header
+
+COMMANDS = list(get_command(app).commands)  # type: ignore[attr-defined]
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples_and_is_in_the_readme(name: str, mfkit) -> None:
+    result = mfkit(f"{name} --help")
+    assert result.code == 0 and "Examples: " in result.out and f"mfkit {name}" in result.out
+    assert f"`mfkit {name} " in README.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_described(name: str) -> None:
+    for parameter in get_command(app).commands[name].params:  # type: ignore[attr-defined]
+        assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_version_names_the_libraries(mfkit) -> None:
+    versions = json.loads(mfkit("--version").out)
+    assert versions["torch"] == torch.__version__.partition("+")[0] and {"mfkit", "timm", "diffusers"} <= set(versions)
+
+
+def failed(result: Result, code: int, *words: str) -> None:
+    assert result.code == code, result.err
+    assert result.out == "" and result.err.startswith("mfkit: error: ") and result.err.count("\n") == 1, result.err
+    for word in words:
+        assert word in result.err, result.err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("encode digits --rae gone.safetensors -o x", 3, ["gone.safetensors does not exist"]),
+        ("encode nothing/ --rae {}/rae.safetensors -o x", 3, ["nothing/ does not exist"]),
+        ("encode digits --rae {}/teacher.safetensors -o x", 3, ["is a teacher file; expected: rae"]),
+        ("train-teacher {}/traj -o x.safetensors", 3, ["traj is a trajectories file; expected: latents"]),
+        ("train-teacher {}/rae.safetensors -o x.safetensors", 3, ["is a rae file; expected: a folder or shards"]),
+        ("bootstrap --init {}/teacher.safetensors -o x.safetensors", 3, ["is a teacher file; expected: student"]),
+        ("distill --teacher {}/mft.safetensors -o x.safetensors", 3, ["is a student file; expected: teacher"]),
+        ("sample {}/rae.safetensors -n 1 -o x", 3, ["is a rae file; expected: teacher or student"]),
+        ("sample {}/mft.safetensors -n 1 -o x --labels 0,12", 2, ["class 12 is outside 0 to 9"]),
+        ("sample {}/mft.safetensors -n 1 -o x --labels many", 2, ["give equal, random, or class indices"]),
+        ("sample {}/teacher.safetensors -n 1 -o x --solver heun --nfe 4", 2, ["--nfe 4 is even"]),
+        ("sample {}/mft.safetensors -n 1", 2, ["give -o, --grid, or both"]),
+        ("sample {}/mft.safetensors -n 1 -o {}/samples", 4, ["exists; give --overwrite"]),
+        ("fid digits --reference digits --features what", 2, ["--features what"]),
+        ("fid digits:heldout --reference digits -n 400 --features {}/rae.safetensors", 2, ["there are only 297"]),
+        ("train-rae digits --encoder no_such_model -o x.safetensors", 2, ["neither a timm model"]),
+        ("train-rae - --encoder tiny -o x.safetensors", 3, ["-"]),
+        ("train-teacher {}/latents -o x.safetensors --log-with papyrus", 2, ["tensorboard or wandb"]),
+        ("train-teacher {}/latents -o x.safetensors --batch-size 10 --micro-batch 4", 2, ["does not divide"]),
+        ("plot gone.jsonl -o x.png", 3, ["gone.jsonl does not exist"]),
+        ("inspect {}/rae.log.jsonl", 3, ["rae.log.jsonl is not a safetensors file"]),
+        ("flops --rae {}/rae.safetensors", 2, ["MODEL or --preset"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(command: str, code: int, words: list[str], mfkit, chain, tmp_path):
+    failed(mfkit(command.format(chain, chain)), code, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(mfkit, monkeypatch) -> None:
+    monkeypatch.setenv("MFKIT_DEBUG", "")
+    result = mfkit("inspect nothing --debug")
+    assert "Traceback" in result.err and result.err.endswith("mfkit: error: nothing does not exist\n")
+
+
+def test_latents_of_another_rae_are_refused(mfkit, chain: Path, tmp_path: Path) -> None:
+    entries = safetensors_header(chain / "rae.safetensors")["__metadata__"]
+    tensors = load_file(chain / "rae.safetensors")
+    tensors["latent_mean"] += 1
+    save_file(tensors, tmp_path / "rae.safetensors", metadata=entries)
+    assert mfkit("encode digits:heldout --rae rae.safetensors -o other").code == 0
+    failed(
+        mfkit(f"distill --teacher {chain}/teacher.safetensors --latents other -o x.safetensors"),
+        3, "come from two different RAEs",
+    )  # fmt: skip
+    failed(mfkit(f"sample {chain}/mft.safetensors -n 1 -o x --rae rae.safetensors"), 3, "two different RAEs")
+
+
+def foreign(path: Path, shape: tuple[int, ...], label: int) -> None:
+    """A shard of latents as another tool might write it: no index, no description."""
+    latent = array_bytes(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    write_shard(path, [{"__key__": f"s{i}", "latent.npy": latent, "cls": str(label).encode()} for i in range(40)])
+
+
+def test_latents_of_another_shape_are_refused(mfkit, chain: Path, tmp_path: Path) -> None:
+    foreign(tmp_path / "foreign.tar", (8, 4, 4), 1)
+    command = f"distill --teacher {chain}/teacher.safetensors --latents foreign.tar -o x.safetensors"
+    failed(mfkit(command), 3, "foreign.tar holds latents (8, 4, 4)")
+
+
+def test_foreign_latents_need_only_their_number_of_classes(mfkit, tmp_path: Path) -> None:
+    foreign(tmp_path / "foreign.tar", (8, 4, 4), 4)
+    command = "train-teacher foreign.tar -o t.safetensors --preset digits --steps 2 --batch-size 8"
+    failed(mfkit(command), 2, "give --classes")
+    failed(mfkit(command + " --classes 4"), 3, "foreign.tar: sample s", "label 4 is outside the 4 classes")
+    assert mfkit(command + " --classes 5").code == 0
+
+
+def test_standard_output_holds_the_result_alone(mfkit, chain: Path, tmp_path: Path) -> None:
+    result = mfkit(f"train-teacher {chain}/latents -o t.safetensors --steps 1 --batch-size 4")
+    assert result == Result(0, "t.safetensors\n", "")
+
+
+def test_dry_run_says_everything_and_does_nothing(mfkit, chain: Path, tmp_path: Path) -> None:
+    result = mfkit(f"train-teacher {chain}/latents -o t.safetensors --learning-rate 0.5 --dry-run")
+    plan = json.loads(result.out)
+    assert plan["settings"]["learning_rate"] == 0.5 and plan["settings"]["ema"] == 0.999
+    network = load_file(chain / "teacher.safetensors")
+    fixed = ("pos_embed", "t_embedder.W")
+    trained = {name: value for name, value in network.items() if "rope" not in name and name not in fixed}
+    assert plan["parameters"] == sum(value.numel() for value in trained.values())
+    assert plan["latent"] == list(network["x_embedder.proj.weight"].shape[1:2]) + [4, 4]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_presets_are_overridden_by_flags_and_inherited(mfkit, chain: Path) -> None:
+    inherited = json.loads(mfkit(f"distill --teacher {chain}/teacher.safetensors -o x.safetensors --dry-run").out)
+    assert inherited["settings"]["batch_size"] == 64
+    named = f"distill --teacher {chain}/teacher.safetensors -o x.safetensors --preset imagenet256 --ema 0.5 --dry-run"
+    settings = json.loads(mfkit(named).out)["settings"]
+    assert settings["steps"] == 180_000 and settings["ema"] == 0.5
+
+
+def test_distill_finds_latents_start_and_name(mfkit, chain: Path, tmp_path: Path) -> None:
+    for name in ("latents", "teacher.safetensors", "rae.safetensors"):
+        (tmp_path / name).symlink_to(chain / name)
+    assert mfkit("distill --teacher teacher.safetensors --steps 1 --batch-size 4").out == "mfd.safetensors\n"
+    assert mfkit("sample mfd.safetensors -n 3 -o pictures").code == 0
+
+
+def test_log_lines_and_their_picture(mfkit, chain: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (chain / "mfd.log.jsonl").read_text().splitlines()]
+    names = {"step", "loss", "squared_error", "gradient_norm", "learning_rate", "images_per_second"}
+    assert [line["step"] for line in lines] == [2, 4] and set(lines[0]) == names
+    assert mfkit(f"plot {chain}/mfd.log.jsonl {chain}/mft.log.jsonl -o curves.png").out == "curves.png\n"
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+
+
+def test_inspect_says_what_a_file_is(mfkit, chain: Path) -> None:
+    student = json.loads(mfkit(f"inspect {chain}/mfd.safetensors").out)
+    assert student["kind"] == "student" and student["provenance"]["inputs"]["teacher"]["path"] == "teacher.safetensors"
+    latents = json.loads(mfkit(f"inspect {chain}/latents").out)
+    assert latents["kind"] == "latents" and latents["samples"] == 1500 and latents["config"]["dtype"] == "float16"
+    assert list(latents["shards"].values()) == [400, 400, 400, 300]
+    tensors = json.loads(mfkit(f"inspect {chain}/teacher.safetensors --tensors").out)["tensors"]
+    assert tensors["t_embedder.W"] == ["F32", [256]]
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    files = sorted(folder.rglob("*.png"), key=lambda path: path.stem)
+    return {path.stem: np.asarray(Image.open(path)) for path in files}
+
+
+def test_pictures_are_the_same_in_every_form(mfkit, chain: Path, tmp_path: Path) -> None:
+    """PNG folder, shards and .npz hold the same images and labels, and each is an IMAGES argument again."""
+    base = f"sample {chain}/mft.safetensors -n 12 --seed 3"
+    for output in ("png", "tar --format tar", "x.npz --batch-size 5"):
+        assert mfkit(f"{base} -o {output}").code == 0
+    files = pixels(tmp_path / "png")
+    assert sorted(path.name for path in (tmp_path / "png").iterdir() if path.is_dir()) == [str(i) for i in range(10)]
+    archive = np.load(tmp_path / "x.npz")
+    assert archive["arr_0"].shape == (12, 32, 32, 3) and archive["arr_0"].dtype == np.uint8
+    assert archive["arr_1"].tolist() == [i % 10 for i in range(12)]
+    for row, image in zip(archive["arr_0"], files.values(), strict=True):
+        assert np.abs(row.astype(int) - image).max() <= 1  # another batch size may round a pixel the other way
+    for location in ("png", "tar", "x.npz"):
+        command = f"fid {location} --reference png --features {chain}/rae.safetensors"
+        assert json.loads(mfkit(command).out)["frechet_distance"] == pytest.approx(0, abs=1e-2)
+    assert mfkit(f"encode tar --rae {chain}/rae.safetensors -o again --preset digits").code == 0
+
+
+@pytest.mark.parametrize("labels", ["3", "0,3,7", "random", "equal"])
+def test_labels(labels: str, mfkit, chain: Path, tmp_path: Path) -> None:
+    assert mfkit(f"sample {chain}/mft.safetensors -n 40 -o x.npz --labels {labels}").code == 0
+    drawn = np.load(tmp_path / "x.npz")["arr_1"]
+    expected = {"3": {3}, "0,3,7": {0, 3, 7}, "equal": set(range(10))}.get(labels)
+    assert set(drawn) == expected if expected else len(set(drawn)) > 5
+
+
+def test_a_picture_depends_on_seed_and_number_alone(mfkit, chain: Path, tmp_path: Path) -> None:
+    for name, options in (("a", "-n 9"), ("b", "-n 5"), ("c", "-n 5 --seed 1")):
+        assert mfkit(f"sample {chain}/mft.safetensors {options} -o {name}.npz --batch-size 3").code == 0
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["arr_0"].astype(int) for name in "abc")
+    assert np.abs(a[:5] - b).max() <= 1 and np.abs(a[:5] - c).max() > 1
+
+
+def test_grid_alone(mfkit, chain: Path, tmp_path: Path) -> None:
+    assert mfkit(f"sample {chain}/teacher.safetensors -n 25 --nfe 2 --grid g.png").out == "g.png\n"
+    with Image.open(tmp_path / "g.png") as grid:
+        assert grid.size == (660, 198)
+
+
+def test_a_pipe_trains_without_a_disk(chain: Path, tmp_path: Path) -> None:
+    teacher = f"--teacher {chain}/teacher.safetensors"
+    solve = f"mfkit trajectories {teacher} -n 32 --solver-steps 4 --batch-size 16 -o -"
+    train = f"mfkit midtrain - {teacher} --batch-size 16 --pairs 2"
+    done = shell(f"{solve} | {train} --steps 4 -o cmt.safetensors", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cmt.safetensors\n", "")
+    done = shell(f"{solve} | head -c 60000 | {train} --steps 4 -o cut.safetensors", tmp_path)
+    assert done.returncode != 0 and re.search("mfkit: error: - (ended early|is damaged or truncated)", done.stderr)
+    assert "Traceback" not in done.stderr and not (tmp_path / "cut.safetensors").exists()
+
+
+def test_head_and_full_disks_end_quietly(chain: Path, tmp_path: Path) -> None:
+    solve = f"mfkit trajectories --teacher {chain}/teacher.safetensors -n 64 --solver-steps 16 --batch-size 8 -o -"
+    done = shell(f"{solve} | head -c 100 > /dev/null", tmp_path)
+    assert done.stderr == ""
+    full = shell(f"{solve} > /dev/full", tmp_path)
+    assert full.returncode == 4 and full.stderr.count("\n") == 1 and "No space left" in full.stderr
+    limited = shell(f"ulimit -f 8; mfkit encode digits:heldout --rae {chain}/rae.safetensors -o latents", tmp_path)
+    assert limited.returncode == 4 and limited.stderr.count("\n") == 1 and "File too large" in limited.stderr
+    assert not list((tmp_path / "latents").glob("*.tar")) and not (tmp_path / "latents" / "index.json").exists()
+
+
+def test_an_interrupted_encode_goes_on_with_the_shards_it_has(mfkit, chain: Path, tmp_path: Path) -> None:
+    command = f"encode digits:heldout --rae {chain}/rae.safetensors -o latents --shard-size 100"
+    assert mfkit(command).code == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "latents").glob("*.tar")}
+    shutil.rmtree(tmp_path / "latents")
+    interrupted = shell(
+        f"mfkit {command} --batch-size 1 & pid=$!; "
+        "until [ -e latents/00000.tar ]; do sleep 0.01; done; kill -9 $pid; wait $pid", tmp_path,
+    )  # fmt: skip
+    assert not (tmp_path / "latents" / "index.json").exists(), interrupted.stderr
+    failed(mfkit(command), 4, "was begun with other settings")
+    assert mfkit(command + " --batch-size 1").code == 0
+    assert {path.name for path in (tmp_path / "latents").glob("*.tar")} == set(whole)

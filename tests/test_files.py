@@ -1,0 +1,134 @@
+"""Files that describe themselves: round trips, provenance, strict loading, whole writes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mfkit as package
+from mfkit.errors import InputError, OutputError
+from mfkit.files import weights
+from mfkit.files.artifact import open_artifact, provenance
+from mfkit.files.atomic import claim, whole_file
+from mfkit.networks.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
+
+CONFIG = DiTConfig(channels=4, side=2, classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    path = tmp_path / "teacher.safetensors"
+    weights.save(path, VelocityDiT(CONFIG), "teacher", {"time_shift": 2.0}, {"seed": 4, "inputs": {}, "history": {}})
+    return path
+
+
+def test_a_network_comes_back_from_its_file_alone(teacher: Path) -> None:
+    network = package.load(teacher)
+    assert isinstance(network, VelocityDiT) and network.config == CONFIG and not network.training
+    for name, value in load_file(teacher).items():
+        assert torch.equal(network.state_dict()[name], value)
+    artifact = open_artifact(teacher)
+    assert artifact.config["time_shift"] == 2.0 and artifact.provenance["seed"] == 4
+
+
+def test_students_are_called_with_two_times(tmp_path: Path) -> None:
+    weights.save(tmp_path / "s.safetensors", AverageVelocityDiT(CONFIG), "student", {}, {})
+    student = package.load(tmp_path / "s.safetensors")
+    times = torch.tensor([0.2, 0.5])
+    assert student(torch.randn(2, 4, 2, 2), times, times + 0.1, torch.tensor([0, 3])).shape == (2, 4, 2, 2)
+
+
+def test_files_are_readable_by_others(teacher: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert teacher.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_truncated_weights_are_named(teacher: Path, cut: int) -> None:
+    teacher.write_bytes(teacher.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"teacher\.safetensors is (truncated|not a safetensors file)"):
+        package.load(teacher)
+
+
+def test_weights_of_another_kind_or_origin_are_refused(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a teacher file; expected: student"):
+        open_artifact(teacher, kinds=("student",))
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="mfkit did not write it"):
+        package.load(tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="does not exist"):
+        package.load(tmp_path / "nothing.safetensors")
+
+
+def test_weights_are_loaded_strictly(teacher: Path) -> None:
+    network, tensors = VelocityDiT(CONFIG), load_file(teacher)
+    del tensors["pos_embed"]
+    tensors["r_embedder.W"] = torch.zeros(256)
+    tensors["final_layer.linear.bias"] = torch.zeros(9)
+    with pytest.raises(InputError) as error:
+        weights.load_weights(network, tensors, teacher)
+    for part in ("missing pos_embed", "unexpected r_embedder.W", r"final_layer.linear.bias is (9,), not (4,)"):
+        assert part in str(error.value)
+
+
+def test_provenance_holds_the_whole_chain(chain: Path) -> None:
+    record = open_artifact(chain / "mft.safetensors").provenance
+    assert record["command"].startswith("mfkit bootstrap --init mfd.safetensors")
+    assert set(record["inputs"]) == {"init", "latents", "rae"}
+    commands = " ".join(entry["command"] for entry in record["history"].values())
+    for command in ("train-rae", "encode", "train-teacher", "trajectories", "midtrain", "distill"):
+        assert f"mfkit {command} " in commands
+    digests = {role: entry["digest"] for role, entry in record["inputs"].items()}
+    assert digests["init"] == open_artifact(chain / "mfd.safetensors").digest
+    assert digests["rae"] == open_artifact(chain / "rae.safetensors").digest
+
+
+def test_recorded_inputs_are_found_after_a_move(chain: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(chain, moved)
+    found = open_artifact(moved / "teacher.safetensors").recorded("latents", "--latents")
+    assert found.path == moved / "latents" and found.digest == open_artifact(chain / "latents").digest
+
+
+def test_changed_and_lost_inputs_are_errors_that_name_the_option(chain: Path, tmp_path: Path) -> None:
+    for name in ("teacher.safetensors", "rae.safetensors"):
+        shutil.copy(chain / name, tmp_path / name)
+    teacher = open_artifact(tmp_path / "teacher.safetensors")
+    with pytest.raises(InputError, match="latents, the latents of .* is gone; name it with --latents"):
+        teacher.recorded("latents", "--latents")
+    shutil.copytree(chain / "latents", tmp_path / "latents")
+    index = json.loads((tmp_path / "latents" / "index.json").read_text())
+    (tmp_path / "latents" / "index.json").write_text(json.dumps(index | {"samples": 1}))
+    with pytest.raises(InputError, match="has changed since .* --latents"):
+        teacher.recorded("latents", "--latents")
+
+
+def test_inputs_are_recorded_relative_to_the_output(teacher: Path, tmp_path: Path) -> None:
+    record = provenance(tmp_path / "deep" / "down", {"teacher": open_artifact(teacher)}, seed=None)
+    assert record["inputs"]["teacher"]["path"] == "../../teacher.safetensors"
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "x") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_in_one_line() -> None:
+    with pytest.raises(OutputError, match="cannot write /dev/full"), whole_file(Path("/dev/full")):
+        raise OSError(28, "No space left on device")
+
+
+def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("kept")
+    with pytest.raises(OutputError, match="exists; give --overwrite"):
+        claim(tmp_path / "x", overwrite=False)
+    assert (tmp_path / "x").read_text() == "kept"
+    claim(tmp_path / "x", overwrite=True)
+    assert not (tmp_path / "x").exists()

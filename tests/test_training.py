@@ -1,0 +1,166 @@
+"""The training loop: resuming, stopping, schedules, and two processes that train as one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import shell
+from safetensors.torch import load_file
+
+from mfkit import presets
+from mfkit.files.artifact import file_digest
+from mfkit.settings import TrainingSettings
+from mfkit.training.loop import learning_rate
+
+DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
+TEACHER = "train-teacher {chain}/latents -o t.safetensors --steps 6 --batch-size 16 --save-every 2 --log-every 1"
+
+
+def settings(**changes) -> TrainingSettings:
+    return presets.resolve(TrainingSettings, "train-teacher", "digits", changes)
+
+
+def test_learning_rates() -> None:
+    plan = settings(steps=100, warmup=10, learning_rate=1.0, final_learning_rate=0.1, schedule="linear")
+    assert learning_rate(plan, 0) == pytest.approx(0.1) and learning_rate(plan, 9) == pytest.approx(1.0)
+    assert learning_rate(plan, 55) == pytest.approx(0.55) and learning_rate(plan, 100) == pytest.approx(0.1)
+    cosine = settings(steps=100, warmup=0, learning_rate=1.0, final_learning_rate=0.0, schedule="cosine")
+    assert [learning_rate(cosine, s) for s in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    constant = settings(steps=100, warmup=0, learning_rate=0.3, schedule="constant")
+    assert learning_rate(constant, 99) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("preset", "stage", "expected"),
+    [
+        ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=0.9995, label_drop=0.1)),
+        ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=0.999, clip=1.0)),
+        ("imagenet256", "distill", dict(steps=180_000, batch_size=256, learning_rate=1e-4, ema=0.9999)),
+        ("imagenet512", "distill", dict(steps=20_000, batch_size=128, ema=0.9995)),
+        ("imagenet512", "bootstrap", dict(steps=10_000, batch_size=128, ema=0.9995)),
+    ],
+)
+def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
+    resolved = presets.resolve(TrainingSettings, stage, preset, {})
+    assert {name: getattr(resolved, name) for name in expected} == expected
+
+
+def test_every_preset_resolves_every_stage() -> None:
+    from mfkit import settings as kinds
+
+    stages = {
+        "train-rae": (kinds.TrainingSettings, kinds.AutoencoderSettings),
+        "encode": (kinds.EncodeSettings,),
+        "train-teacher": (kinds.TrainingSettings,),
+        "trajectories": (kinds.TrajectorySettings,),
+        "midtrain": (kinds.TrainingSettings, kinds.MidtrainSettings),
+        "distill": (kinds.TrainingSettings, kinds.MeanFlowSettings),
+        "bootstrap": (kinds.TrainingSettings, kinds.MeanFlowSettings),
+    }
+    for preset in ("digits", "imagenet256", "imagenet512"):
+        for stage, needed in stages.items():
+            for kind in needed:
+                assert presets.resolve(kind, stage, preset, {})
+
+
+@pytest.fixture
+def uninterrupted(mfkit, chain: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    assert mfkit(TEACHER.format(chain=chain)).code == 0
+    weights = load_file(tmp_path / "t.safetensors")
+    for path in tmp_path.glob("t.*"):
+        path.unlink()
+    return weights
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(chain: Path, tmp_path: Path, mfkit, uninterrupted) -> None:
+    """kill -9 as soon as the second checkpoint stands; the run would go on for long."""
+    command = TEACHER.format(chain=chain)
+    kill = (
+        f"mfkit {command} & pid=$!; "
+        "until grep -q '\"step\": 3' t.log.jsonl 2>/dev/null; do sleep 0.01; done; kill -9 $pid; wait $pid"
+    )
+    assert shell(kill, tmp_path).returncode == 137
+    assert (tmp_path / "t.checkpoint.safetensors").exists() and not (tmp_path / "t.safetensors").exists()
+    assert mfkit(command).code == 0
+    resumed = load_file(tmp_path / "t.safetensors")
+    assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "t.log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "t.checkpoint.safetensors").exists()
+
+
+def test_micro_batches_do_not_change_the_result(chain: Path, tmp_path: Path, mfkit, uninterrupted) -> None:
+    assert mfkit(TEACHER.format(chain=chain) + " --micro-batch 4").code == 0
+    assert difference(uninterrupted, load_file(tmp_path / "t.safetensors")) < 1e-5
+
+
+def test_a_checkpoint_of_other_settings_is_refused(chain: Path, tmp_path: Path, mfkit) -> None:
+    command = TEACHER.format(chain=chain)
+    spoiled = mfkit(command.replace("--steps 6", "--steps 40") + DIVERGING)
+    assert spoiled.code == 5
+    before = file_digest(tmp_path / "t.checkpoint.safetensors")
+    refused = mfkit(command)
+    assert refused.code == 2 and "steps 40 there, 6 here" in refused.err and "--restart" in refused.err
+    assert file_digest(tmp_path / "t.checkpoint.safetensors") == before
+    assert mfkit(command + " --restart").code == 0
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(chain: Path, tmp_path: Path, mfkit) -> None:
+    """The rate grows without bound during the warm-up, so that the first checkpoints are good."""
+    command = TEACHER.format(chain=chain).replace("--steps 6", "--steps 40")
+    result = mfkit(command + DIVERGING)
+    assert result.code == 5 and "gradient norm" in result.err and result.err.count("\n") == 1
+    checkpoint = load_file(tmp_path / "t.checkpoint.safetensors")
+    assert all(value.isfinite().all() for value in checkpoint.values())
+    assert not (tmp_path / "t.safetensors").exists()
+
+
+def test_the_weights_are_a_moving_average(chain: Path, tmp_path: Path, mfkit, uninterrupted) -> None:
+    assert mfkit(TEACHER.format(chain=chain) + " --ema 0").code == 0
+    last = load_file(tmp_path / "t.safetensors")
+    assert difference(uninterrupted, last) > 1e-4
+
+
+def test_grids_from_fixed_noise(chain: Path, tmp_path: Path, mfkit) -> None:
+    shutil.copytree(chain / "latents", tmp_path / "run" / "latents")
+    shutil.copy(chain / "rae.safetensors", tmp_path / "run")
+    command = "train-teacher run/latents -o run/t.safetensors --steps 2 --batch-size 8 --sample-every 1"
+    assert mfkit(command).code == 0
+    from PIL import Image
+
+    with Image.open(tmp_path / "run" / "t.step-0000002.png") as grid:
+        assert grid.size == (8 * 66, 10 * 66)
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest distance of any tensor, relative to its norm."""
+    return max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one)
+
+
+def test_two_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
+    """Training, encoding, trajectories and sampling under torchrun, against one process."""
+    commands = [
+        f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors -o OUT/d.safetensors "
+        "--steps 4 --batch-size 16 --log-every 1",
+        f"encode digits:heldout --rae {chain}/rae.safetensors -o OUT/latents --shard-size 100",
+        f"trajectories --teacher {chain}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 10",
+        f"sample {chain}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
+    ]
+    script = " && ".join(
+        f"torchrun --standalone --nproc_per_node 2 -m mfkit {command.replace('OUT', 'two')}" for command in commands
+    )
+    done = shell(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["two/d.safetensors", "two/latents", "two/traj", "two/samples.npz"]
+    for command in commands:
+        assert mfkit(command.replace("OUT", "one")).code == 0
+    assert difference(*(load_file(tmp_path / part / "d.safetensors") for part in ("one", "two"))) < 1e-4
+    for folder in ("latents", "traj"):
+        shards = [
+            {path.name: file_digest(path) for path in (tmp_path / part / folder).glob("*.tar")}
+            for part in ("one", "two")
+        ]
+        assert shards[0] == shards[1] and len(shards[0]) == 3
+    assert file_digest(tmp_path / "one/samples.npz") == file_digest(tmp_path / "two/samples.npz")
