@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
         images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
         encoder: Annotated[
             str,
-            typer.Option(help="A timm model, an RAE file to take it from, or `tiny`, pre-trained here.", metavar="E"),
+            typer.Option(
+                help="A timm model, a file (an RAE's, or timm's with its config.json), or `tiny`, pre-trained here.",
+                metavar="E",
+            ),
         ],
         output: options.RequiredOutput,
         flags: dict[str, Any],

@@ -9,15 +9,16 @@ from typing import Any
 import timm
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from mfkit.data.feed import Batch
 from mfkit.data.images import ImageSource, class_names
-from mfkit.data.sequence import batches_of
+from mfkit.data.sequence import batches_by_shard
 from mfkit.data.shards import ShardStream
 from mfkit.errors import InputError, UsageError
 from mfkit.files import weights
-from mfkit.files.artifact import Artifact, open_artifact, provenance
+from mfkit.files.artifact import Artifact, file_digest, open_artifact, provenance
 from mfkit.files.atomic import claim
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.pretraining import MaskedPretraining, hide_patches
@@ -69,7 +70,7 @@ def train_rae(
             Run(output=pretraining, identity=identity, restart=execution.restart, keep_checkpoint=True),
         )  # fmt: skip
         rae.encoder.requires_grad_(False)
-    _measure(rae, images)
+    _measure(rae, images, settings.workers)
     run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
     train(_decoder_training(rae, images, settings, sizes), settings, run)
     if main:
@@ -116,16 +117,21 @@ def _decoder_training(rae: RAE, images: ImageSource, settings: TrainingSettings,
 
 
 @torch.no_grad()
-def _measure(rae: RAE, images: ImageSource) -> None:
+def _measure(rae: RAE, images: ImageSource, workers: int) -> None:
     """Sets the latents' mean and variance, per element, over all images."""
     shape = rae.config.latent_shape
     total, squares = (torch.zeros(shape, dtype=torch.float64, device=rae.latent_mean.device) for _ in range(2))
-    count = 0
-    for batch in batches_of(images, 256):
+    count = torch.zeros((), dtype=torch.float64, device=total.device)
+    state = PartialState()
+    batches = batches_by_shard(
+        images, 256, 256, lambda part: part % state.num_processes == state.process_index, workers
+    )
+    for _, batch in batches:
         features = rae.features(_unit(batch.columns["image"].to(total.device))).double()
         total += features.sum(0)
         squares += features.square().sum(0)
         count += len(features)
+    total, squares, count = (reduce(value, "sum") for value in (total, squares, count))
     rae.latent_mean.copy_(total / count)
     rae.latent_var.copy_(squares / count - (total / count).square())
 
@@ -134,10 +140,12 @@ def _fresh(encoder: str, sizes: AutoencoderSettings) -> tuple[RAE, Artifact | No
     """An RAE with its encoder's weights, where there are any, and a fresh decoder; and the encoder's file."""
     path = Path(encoder)
     mean, std, source = IMAGENET_MEAN, IMAGENET_STD, None
+    if path.suffix == ".safetensors" and not path.is_file():
+        raise InputError(f"{path} does not exist")
     if encoder == TINY:
         name, arguments = "vit_tiny_patch16_224", TINY_ENCODER
         network = timm.create_model(name, num_classes=0, img_size=sizes.encoder_size, **arguments)
-    elif path.suffix == ".safetensors":
+    elif path.suffix == ".safetensors" and not (path.parent / "config.json").exists():
         source = open_artifact(path, kinds=("rae",))
         other = weights.load_rae(path)
         if other.config.encoder_size != sizes.encoder_size:
@@ -145,8 +153,10 @@ def _fresh(encoder: str, sizes: AutoencoderSettings) -> tuple[RAE, Artifact | No
         name, arguments, network = other.config.encoder_name, other.config.encoder, other.encoder
         mean, std = other.config.encoder_mean, other.config.encoder_std
     else:
-        name, arguments = encoder, {}
-        network = _pretrained(encoder, sizes.encoder_size)
+        name, arguments = (_architecture(path), {}) if path.suffix == ".safetensors" else (encoder, {})
+        network = _pretrained(name, sizes.encoder_size, path if path.suffix == ".safetensors" else None)
+        if path.suffix == ".safetensors":
+            source = Artifact(path, "encoder", {}, {}, content_digest=file_digest(path))
         expects = timm.data.resolve_model_data_config(network)
         mean, std = tuple(expects["mean"]), tuple(expects["std"])
     with torch.no_grad():
@@ -162,14 +172,26 @@ def _fresh(encoder: str, sizes: AutoencoderSettings) -> tuple[RAE, Artifact | No
     return rae, source
 
 
-def _pretrained(name: str, size: int) -> nn.Module:
+def _architecture(path: Path) -> str:
+    """The timm model of a file in the hub's layout, from the config.json beside it."""
+    try:
+        return json.loads((path.parent / "config.json").read_text())["architecture"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path.parent / 'config.json'} names no timm architecture") from error
+
+
+def _pretrained(name: str, size: int, file: Path | None) -> nn.Module:
+    """A timm model with its published weights, from the hub or from a local file."""
     if not timm.is_model(name):
         raise UsageError(f"--encoder {name}: neither a timm model, nor a .safetensors file, nor `{TINY}`")
+    overlay = {"file": str(file)} if file else None
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, img_size=size)
+        return timm.create_model(
+            name, pretrained=True, num_classes=0, img_size=size, pretrained_cfg_overlay=overlay
+        ).eval()
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the weights of {name} cannot be had: {reason}; --encoder also takes an RAE file") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"the weights of {name} cannot be had: {reason}; --encoder also takes a file") from error
 
 
 def _unit(images: Tensor) -> Tensor:
