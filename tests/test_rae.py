@@ -59,7 +59,7 @@ def test_an_encoder_from_a_local_copy_of_timms_weights(mfkit, tmp_path: Path) ->
     result = mfkit(command)
     assert result.code == 0, result.err
     rae = package.load(tmp_path / "rae.safetensors")
-    assert rae.config.encoder_mean == (0.5, 0.5, 0.5) and rae.config.latent_shape == (192, 4, 4)
+    assert tuple(rae.config.encoder_mean) == (0.5, 0.5, 0.5) and rae.config.latent_shape == (192, 4, 4)
     name = "blocks.3.attn.qkv.weight"
     assert torch.equal(rae.encoder.state_dict()[name], model.state_dict()[name])
 
