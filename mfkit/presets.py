@@ -24,12 +24,14 @@ DECODER_SIZES: dict[str, dict[str, Any]] = {
     "XL": dict(decoder_width=1152, decoder_depth=28, decoder_heads=16, decoder_hidden=4096),
 }
 
-TINY_ENCODER: dict[str, Any] = dict(patch_size=8, embed_dim=64, depth=4, num_heads=4)
+TINY_ENCODER: dict[str, Any] = dict(patch_size=8, embed_dim=32, depth=4, num_heads=4)
 """The encoder ``tiny``: arguments for timm's ``vit_tiny_patch16_224``."""
 
-_RUN = dict(micro_batch=0, weight_decay=0.0, clip=1.0, seed=0, schedule="constant", warmup=0, label_drop=0.1)
-_SMALL = dict(_RUN, precision="float32", workers=0, log_every=50, save_every=500, sample_every=0, batch_size=64)
-_LARGE = dict(_RUN, precision="float32", workers=4, log_every=100, save_every=5000, sample_every=0)
+_RUN = dict(micro_batch=0, weight_decay=0.0, clip=1.0, seed=0, schedule="constant", warmup=0)
+_SMALL = dict(
+    _RUN, label_drop=0.0, precision="float32", workers=0, log_every=50, save_every=500, sample_every=0, batch_size=64
+)
+_LARGE = dict(_RUN, label_drop=0.1, precision="float32", workers=4, log_every=100, save_every=5000, sample_every=0)
 _FLOW = dict(instantaneous=0.75, derivative="central", difference_step=5e-3, weight_power=1.0, weight_offset=1e-3)
 _STORE = dict(dtype="float16", batch_size=250)
 
@@ -42,8 +44,8 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "encode": dict(_STORE, shard_size=500),
         "train-teacher": dict(
-            _SMALL, steps=4000, learning_rate=2e-3, final_learning_rate=2e-5, schedule="cosine", warmup=100, ema=0.999,
-            time_shift=2.5,
+            _SMALL, steps=3500, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
+            time_shift=4.0,
         ),
         "trajectories": dict(_STORE, solver_steps=16, solver="euler", shard_size=500, seed=0),
         "midtrain": dict(_SMALL, steps=1500, learning_rate=3e-4, final_learning_rate=3e-4, ema=0.995, pairs=1),

@@ -91,7 +91,7 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         training_log.cut(log, first_step)
         if run.trackers:
-            accelerator.init_trackers("mfkit", config=identity)
+            accelerator.init_trackers(run.output.stem, config=identity)
     accelerator.wait_for_everyone()
 
     meter = _Meter(accelerator, settings, log, first_step)
