@@ -38,19 +38,28 @@ _STORE = dict(dtype="float16", batch_size=250)
 _STAGES: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
         "train-rae": dict(
-            _SMALL, steps=1500, learning_rate=1e-3, final_learning_rate=0.0, schedule="cosine", warmup=50, ema=0.99,
+            _SMALL, steps=1200, learning_rate=1e-3, final_learning_rate=0.0, schedule="cosine", warmup=50, ema=0.99,
             image_size=32, encoder_size=32, decoder="tiny", noise=0.4, feature_weight=0.0,
-            encoder_steps=1000, mask=0.6, label_weight=0.1,
+            encoder_steps=800, mask=0.6, label_weight=0.1,
         ),
         "encode": dict(_STORE, shard_size=500),
         "train-teacher": dict(
             _SMALL, steps=3500, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
             time_shift=4.0,
         ),
-        "trajectories": dict(_STORE, solver_steps=16, solver="euler", shard_size=500, seed=0),
-        "midtrain": dict(_SMALL, steps=1500, learning_rate=3e-4, final_learning_rate=3e-4, ema=0.995, pairs=1),
-        "distill": dict(_SMALL, **_FLOW, steps=1500, learning_rate=3e-4, final_learning_rate=3e-4, ema=0.998),
-        "bootstrap": dict(_SMALL, **_FLOW, steps=1500, learning_rate=3e-4, final_learning_rate=3e-4, ema=0.998),
+        "trajectories": dict(_STORE, solver_steps=16, solver="heun", shard_size=500, seed=0),
+        "midtrain": dict(
+            _SMALL, steps=2000, learning_rate=2e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
+            pairs=1,
+        ),
+        "distill": dict(
+            _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=30.0), steps=600, learning_rate=5e-4,
+            final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
+        ),
+        "bootstrap": dict(
+            _SMALL, **_FLOW | dict(instantaneous=0.5, weight_offset=500.0), steps=600, learning_rate=5e-4,
+            final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
+        ),
     },
     "imagenet256": {
         "train-rae": dict(
