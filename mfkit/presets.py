@@ -44,20 +44,20 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "encode": dict(_STORE, shard_size=500),
         "train-teacher": dict(
-            _SMALL, steps=3500, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
+            _SMALL, steps=3000, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
             time_shift=4.0,
         ),
-        "trajectories": dict(_STORE, solver_steps=16, solver="heun", shard_size=500, seed=0),
+        "trajectories": dict(_STORE, solver_steps=12, solver="heun", shard_size=500, seed=0),
         "midtrain": dict(
-            _SMALL, steps=2000, learning_rate=2e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
-            pairs=1,
+            _SMALL, steps=2200, learning_rate=4e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
+            pairs=1, to_data=0.5,
         ),
         "distill": dict(
-            _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=30.0), steps=600, learning_rate=5e-4,
+            _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=30.0), steps=500, learning_rate=5e-4,
             final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
         ),
         "bootstrap": dict(
-            _SMALL, **_FLOW | dict(instantaneous=0.5, weight_offset=500.0), steps=600, learning_rate=5e-4,
+            _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=3000.0), steps=500, learning_rate=5e-4,
             final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
         ),
     },
@@ -76,7 +76,8 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
             dtype="float16", batch_size=256, solver_steps=16, solver="euler", shard_size=200, seed=0
         ),
         "midtrain": dict(
-            _LARGE, steps=27_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4, ema=0.999, pairs=1
+            _LARGE, steps=27_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4, ema=0.999,
+            pairs=1, to_data=0.0,
         ),
         "distill": dict(
             _LARGE, **_FLOW, steps=180_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4, ema=0.9999

@@ -84,6 +84,9 @@ class MidtrainSettings(Settings):
     panel: ClassVar[str] = "Mid-training"
 
     pairs: int = setting("Pairs of states taken from a trajectory each time it is read.", metavar="N", low=1)
+    to_data: float = setting(
+        "Share of pairs that end at the data; the others are any two states.", metavar="P", low=0, high=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

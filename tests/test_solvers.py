@@ -50,10 +50,12 @@ def test_share_of_instantaneous_rows_is_exact_in_any_batch(share: float) -> None
 
 def test_pairs_of_states_are_distinct_and_equally_likely() -> None:
     uniform = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(0))
-    later, earlier = pair(uniform[0], uniform[1], 5)
+    later, earlier = pair(uniform[0], uniform[1], 5, torch.zeros(200_000, dtype=torch.bool))
     assert (later < earlier).all()
     counts = torch.bincount(later * 5 + earlier)
     assert (counts[counts > 0] / 200_000 - 0.1).abs().max() < 0.005 and (counts > 0).sum() == 10
+    later, earlier = pair(uniform[0], uniform[1], 5, torch.ones(200_000, dtype=torch.bool))
+    assert (earlier == 4).all() and (torch.bincount(later) / 200_000 - 0.25).abs().max() < 0.005
 
 
 def decay(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """midtrain: consistency mid-training (CMT) of a student on the teacher's trajectories."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -33,10 +34,10 @@ def plan(
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         states, times, y = (batch.columns[name] for name in ("states", "times", "label"))
-        uniform, _ = draw_rows(settings.seed, batch.positions, (), uniforms=3 * pairs.pairs, device=states.device)
-        uniform = uniform.view(-1, 3)  # (B * pairs, 3)
+        uniform, _ = draw_rows(settings.seed, batch.positions, (), uniforms=4 * pairs.pairs, device=states.device)
+        uniform = uniform.view(-1, 4)  # (B * pairs, 4)
         item = torch.arange(len(states), device=states.device).repeat_interleave(pairs.pairs)
-        later, earlier = pair(uniform[:, 0], uniform[:, 1], states.shape[1])
+        later, earlier = pair(uniform[:, 0], uniform[:, 1], states.shape[1], uniform[:, 3] < pairs.to_data)
         y = null_labels(y[item], classes, uniform[:, 2] < settings.label_drop)
         z_t, z_r = states[item, later], states[item, earlier]
         return chord_matching(net, z_t, z_r, times[item, earlier], times[item, later], y)
@@ -54,17 +55,19 @@ def plan(
             **teacher.mention("rae"),
         },
         settings=settings,
-        other_settings={"pairs": pairs.pairs},
+        other_settings=asdict(pairs),
         rows_per_item=pairs.pairs,
     )
 
 
-def pair(uniform_a: Tensor, uniform_b: Tensor, states: int) -> tuple[Tensor, Tensor]:
+def pair(uniform_a: Tensor, uniform_b: Tensor, states: int, to_data: Tensor) -> tuple[Tensor, Tensor]:
     """Two different states of a trajectory, every pair equally likely, from uniform draws (B,) in [0, 1).
 
     States stand in descending time, so the pair is (smaller index, larger index) = (later time, earlier time).
+    Where ``to_data`` (B,) is true, the earlier state is the last one, the data.
     """
     first = (uniform_a * states).long()
     second = (uniform_b * (states - 1)).long()
     second = second + (second >= first)
-    return torch.minimum(first, second), torch.maximum(first, second)
+    later = torch.where(to_data, (uniform_b * (states - 1)).long(), torch.minimum(first, second))
+    return later, torch.where(to_data, states - 1, torch.maximum(first, second))
