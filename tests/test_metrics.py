@@ -64,6 +64,15 @@ def test_attention_is_counted_by_hand(mfkit) -> None:
     assert rules["macs"]["generator"] - rules["macs_without_attention"]["generator"] == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_inception_weights_that_cannot_be_downloaded_are_one_line(mfkit, monkeypatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    if Path("/tmp/inception-2015-12-05.pt").exists():
+        pytest.skip("clean-fid finds a copy of the weights on this machine")
+    result = mfkit("fid digits:heldout --reference digits:heldout")
+    assert result.code == 3 and result.out == "" and result.err.count("\n") == 1
+    assert "--features takes an RAE file" in result.err
+
+
 def test_fid_of_images_with_themselves_is_zero(mfkit, chain: Path) -> None:
     result = mfkit(f"fid digits:heldout --reference digits:heldout --features {chain}/rae.safetensors --diversity")
     measured = json.loads(result.out)

@@ -77,7 +77,7 @@ def command(
             for option, annotation in _VERBOSITY.items()
         ]
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        run.__signature__ = inspect.Signature([*keywords, *extra])  # type: ignore[attr-defined]
+        run.__dict__["__signature__"] = inspect.Signature([*keywords, *extra])
         run.__annotations__ = {p.name: p.annotation for p in [*keywords, *extra]}
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         app.command(name, epilog=f"Examples: {examples}", no_args_is_help=True)(run)

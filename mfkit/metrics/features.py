@@ -1,6 +1,8 @@
 """Features of images for the Fréchet distance: Inception's through clean-fid, or an RAE encoder's."""
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from urllib.error import URLError
 
 import numpy as np
@@ -32,7 +34,8 @@ def inception_features(device: torch.device) -> Features:
     from cleanfid.resize import build_resizer
 
     try:
-        network = build_feature_extractor("clean", device, use_dataparallel=False)
+        with redirect_stdout(sys.stderr):  # where standard output is kept for results
+            network = build_feature_extractor("clean", device, use_dataparallel=False)
     except (URLError, OSError) as error:
         raise InputError(
             f"Inception's weights cannot be downloaded ({error}); --features takes an RAE file instead"
