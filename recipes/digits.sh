@@ -39,9 +39,9 @@ make mfd.safetensors mfkit distill --teacher teacher.safetensors --init cmt.safe
     --seed "$seed" $short
 make mft.safetensors mfkit bootstrap --init mfd.safetensors -o mft.safetensors --seed "$seed" $short
 
-# A seed of its own for the samples: their noise must not be that of the training.
-make samples/index.json mfkit sample mft.safetensors -n "$samples" --nfe 1 --seed 1000 -o samples
-make teacher-samples/index.json mfkit sample teacher.safetensors -n "$samples" --nfe 50 --seed 1000 -o teacher-samples
+make samples/index.json mfkit sample mft.safetensors -n "$samples" --nfe 1 --seed "$seed" -o samples
+make teacher-samples/index.json mfkit sample teacher.safetensors -n "$samples" --nfe 50 --seed "$seed" \
+    -o teacher-samples
 
 judge=(--reference digits:train --features rae.safetensors --diversity)
 write fid.json mfkit fid samples "${judge[@]}"

@@ -105,15 +105,16 @@ def test_counted_evaluations_are_those_made(solver: str, steps: int, nfe: int) -
 
 
 def test_draws_depend_on_seed_and_row_alone() -> None:
-    uniform, normal = draw_rows(7, range(10), (3, 4), uniforms=2)
-    alone_uniform, alone_normal = draw_rows(7, [6], (3, 4), uniforms=2)
+    uniform, normal = draw_rows(7, "sample", range(10), (3, 4), uniforms=2)
+    alone_uniform, alone_normal = draw_rows(7, "sample", [6], (3, 4), uniforms=2)
     assert torch.equal(uniform[6], alone_uniform[0]) and torch.equal(normal[6], alone_normal[0])
-    assert not torch.equal(normal, draw_rows(8, range(10), (3, 4), uniforms=2)[1])
+    assert not torch.equal(normal, draw_rows(8, "sample", range(10), (3, 4), uniforms=2)[1])
+    assert not torch.equal(normal, draw_rows(7, "teacher", range(10), (3, 4), uniforms=2)[1])
 
 
 def test_draws_of_neighbouring_rows_are_independent() -> None:
-    uniform, normal = draw_rows(0, range(4000), (8,), uniforms=1)
+    uniform, normal = draw_rows(0, "sample", range(4000), (8,), uniforms=1)
     assert normal.mean().abs() < 0.03 and abs(normal.std() - 1) < 0.02
     assert torch.corrcoef(torch.stack([normal[:-1, 0], normal[1:, 0]]))[0, 1].abs() < 0.06
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert len({row_seed(seed, row) for seed in range(50) for row in range(200)}) == 10_000
+    assert len({row_seed(seed, "sample", row) for seed in range(50) for row in range(200)}) == 10_000

@@ -36,19 +36,21 @@ def plan_distill(
         with torch.no_grad():
             return network(z, t, y)
 
-    return _plan(latents, init, {"teacher": teacher, "init": init}, teacher_velocity, preset, settings, flow)
+    return _plan("distill", latents, init, {"teacher": teacher, "init": init}, teacher_velocity, preset, settings, flow)
 
 
 def plan_bootstrap(
     latents: LatentSet, init: Artifact, preset: PresetName, settings: TrainingSettings, flow: MeanFlowSettings
 ) -> Plan:
     """Bootstrapping (MFT): the velocity is the one-point estimate e - x."""
-    return _plan(latents, init, {"init": init}, lambda z, t, y, one_point: one_point, preset, settings, flow)
+    return _plan(
+        "bootstrap", latents, init, {"init": init}, lambda z, t, y, one_point: one_point, preset, settings, flow
+    )
 
 
 def _plan(
-    latents: LatentSet, init: Artifact, inputs: dict[str, Artifact], velocity_at: VelocityAt, preset: PresetName,
-    settings: TrainingSettings, flow: MeanFlowSettings,
+    purpose: str, latents: LatentSet, init: Artifact, inputs: dict[str, Artifact], velocity_at: VelocityAt,
+    preset: PresetName, settings: TrainingSettings, flow: MeanFlowSettings,
 ) -> Plan:  # fmt: skip
     check_fit(latents, init)
     network = _student(init, settings.seed)
@@ -57,7 +59,7 @@ def _plan(
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         x, y = batch.columns["latent"], batch.columns["label"]
-        uniform, noise = draw_rows(settings.seed, batch.positions, x.shape[1:], uniforms=3, device=x.device)
+        uniform, noise = draw_rows(settings.seed, purpose, batch.positions, x.shape[1:], uniforms=3, device=x.device)
         fixed = instantaneous(torch.tensor(batch.positions, device=x.device), flow.instantaneous)
         r, t = interval(uniform[:, 0], uniform[:, 1], shift, fixed)
         y = null_labels(y, classes, uniform[:, 2] < settings.label_drop)

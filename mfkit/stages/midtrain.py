@@ -34,7 +34,9 @@ def plan(
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         states, times, y = (batch.columns[name] for name in ("states", "times", "label"))
-        uniform, _ = draw_rows(settings.seed, batch.positions, (), uniforms=4 * pairs.pairs, device=states.device)
+        uniform, _ = draw_rows(
+            settings.seed, "midtrain", batch.positions, (), uniforms=4 * pairs.pairs, device=states.device
+        )
         uniform = uniform.view(-1, 4)  # (B * pairs, 4)
         item = torch.arange(len(states), device=states.device).repeat_interleave(pairs.pairs)
         later, earlier = pair(uniform[:, 0], uniform[:, 1], states.shape[1], uniform[:, 3] < pairs.to_data)

@@ -30,7 +30,7 @@ def grid_from_fixed_noise(
     classes = min(_ROWS, network.config.classes)
     labels = torch.arange(classes, device=device).repeat_interleave(_COLUMNS)
     shape = (network.config.channels, network.config.side, network.config.side)
-    _, noise = draw_rows(0, range(len(labels)), shape, device=device)
+    _, noise = draw_rows(0, "sample", range(len(labels)), shape, device=device)
     network.eval()
     images = pictures(network, rae, noise, labels, steps=default_steps(network), shift=config["time_shift"])
     network.train()

@@ -94,7 +94,9 @@ def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, size
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         seen = rae.encoder_input(_unit(batch.columns["image"]))
-        uniform, _ = draw_rows(settings.seed, batch.positions, (), uniforms=1 + side * side, device=seen.device)
+        uniform, _ = draw_rows(
+            settings.seed, "encoder", batch.positions, (), uniforms=1 + side * side, device=seen.device
+        )
         hidden = uniform[:, 1:] < sizes.mask * uniform[:, :1]
         predicted, logits = net(hide_patches(seen, hidden.view(-1, side, side)))
         return masked_prediction(seen, predicted, batch.columns["label"], logits, sizes.label_weight)
@@ -107,7 +109,9 @@ def _decoder_training(rae: RAE, images: ImageSource, settings: TrainingSettings,
         pixels = _unit(batch.columns["image"])
         with torch.no_grad():
             features = rae.features(pixels)
-        uniform, noise = draw_rows(settings.seed, batch.positions, features.shape[1:], uniforms=1, device=pixels.device)
+        uniform, noise = draw_rows(
+            settings.seed, "decoder", batch.positions, features.shape[1:], uniforms=1, device=pixels.device
+        )
         sigma = sizes.noise * uniform[:, 0, None, None, None]
         decoded = net(features + sigma * noise * rae.latent_scale)
         decoded_features = rae.features(decoded) if sizes.feature_weight else None

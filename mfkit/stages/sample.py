@@ -83,7 +83,7 @@ class Sampler:
         """Pictures (B, 3, S, S) uint8 and labels (B,) of these rows, on the CPU."""
         config = self.network.config
         shape = (config.channels, config.side, config.side)
-        uniform, noise = draw_rows(self.request.seed, rows, shape, uniforms=1, device=self.device)
+        uniform, noise = draw_rows(self.request.seed, "sample", rows, shape, uniforms=1, device=self.device)
         if self._choices is None:
             labels = (uniform[:, 0] * len(self.classes)).long()
         else:

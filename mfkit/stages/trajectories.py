@@ -38,7 +38,7 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
 
     @torch.no_grad()
     def samples(rows: range) -> Iterator[dict[str, Any]]:
-        _, noise = draw_rows(settings.seed, rows, shape, device=device)
+        _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
         labels = torch.tensor([row % classes for row in rows], device=device)
         states = trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)  # (S + 1, B, C, H, W)
         stored = states.transpose(0, 1).cpu().numpy().astype(settings.dtype)
