@@ -36,19 +36,27 @@ class TrainingSettings(Settings):
         "Rows per forward pass and process; 0 is a process's whole share.", metavar="ROWS", low=0
     )
     learning_rate: float = setting("Peak learning rate of AdamW.", metavar="RATE", low=0)
-    final_learning_rate: float = setting("Learning rate at the last step.", metavar="RATE", low=0)
+    final_learning_rate: float = setting(
+        "Learning rate at the last step; not for a constant schedule.", metavar="RATE", low=0
+    )
     schedule: Literal["constant", "linear", "cosine"] = setting("Way from the peak rate to the final one.")
     warmup: int = setting("Steps of linear warm-up.", metavar="N", low=0)
     weight_decay: float = setting("Decoupled weight decay.", metavar="W", low=0)
     ema: float = setting("Decay of the weights' moving average, which is what is saved.", metavar="D", low=0, high=1)
-    clip: float = setting("Largest gradient norm.", metavar="NORM", low=0)
-    label_drop: float = setting("Share of rows trained without label.", metavar="P", low=0, high=1)
+    clip: float = setting("Largest gradient norm; 0 does not clip.", metavar="NORM", low=0)
     seed: int = setting("Seed of weights, order, noise and times.", metavar="N", low=0)
     precision: Literal["float32", "bf16"] = setting("Precision of the forward and backward pass.")
-    workers: int = setting("Loader processes per training process; 0 reads in the training process.", low=0)
+    workers: int = setting("Loader processes per process, 0 for none; streams are read without.", low=0)
     log_every: int = setting("Steps between lines of the log.", metavar="N", low=1)
     save_every: int = setting("Steps between checkpoints.", metavar="N", low=1)
     sample_every: int = setting("Steps between grids from fixed noise; 0 draws none.", metavar="N", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings(TrainingSettings):
+    """How a generator is trained."""
+
+    label_drop: float = setting("Share of rows trained without label.", metavar="P", low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)

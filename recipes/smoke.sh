@@ -15,7 +15,7 @@ fi
 STEPS=5 TRAJECTORIES=128 SAMPLES=100 "$recipes/digits.sh" "$out" >/dev/null
 cd "$out"
 mfkit trajectories --teacher teacher.safetensors -n 128 -o - |
-    mfkit midtrain - --teacher teacher.safetensors --steps 2 -o piped.safetensors
+    mfkit midtrain - --teacher teacher.safetensors --steps 2 -o piped.safetensors --overwrite
 for artifact in rae.safetensors latents/index.json teacher.safetensors cmt.safetensors mfd.safetensors \
     mft.safetensors samples/index.json fid.json flops.json curves.png grid.png report.json; do
     [ -s "$artifact" ] || { echo "missing: $artifact" >&2; exit 1; }

@@ -71,7 +71,7 @@ def failed(result: Result, code: int, *words: str) -> None:
         ("train-teacher {}/latents -o x.safetensors --batch-size 10 --micro-batch 4", 2, ["does not divide"]),
         ("plot gone.jsonl -o x.png", 3, ["gone.jsonl does not exist"]),
         ("inspect {}/rae.log.jsonl", 3, ["rae.log.jsonl is not a safetensors file"]),
-        ("flops --rae {}/rae.safetensors", 2, ["MODEL or --preset"]),
+        ("flops --rae {}/rae.safetensors", 2, ["give a MODEL"]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(command: str, code: int, words: list[str], mfkit, chain, tmp_path):
@@ -222,6 +222,17 @@ def test_a_pipe_trains_without_a_disk(chain: Path, tmp_path: Path) -> None:
     done = shell(f"{solve} | head -c 60000 | {train} --steps 4 -o cut.safetensors", tmp_path)
     assert done.returncode != 0 and re.search("mfkit: error: - (ended early|is damaged or truncated)", done.stderr)
     assert "Traceback" not in done.stderr and not (tmp_path / "cut.safetensors").exists()
+
+
+def test_overwriting_never_removes_what_mfkit_did_not_write(mfkit, chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.txt").write_text("mine")
+    failed(mfkit(f"sample {chain}/mft.safetensors -n 1 -o photos --overwrite"), 4, "was not written by mfkit")
+    assert (tmp_path / "photos" / "mine.txt").exists()
+    shutil.copy(chain / "mft.safetensors", tmp_path)
+    command = f"bootstrap --init mft.safetensors --latents {chain}/latents --steps 1 --batch-size 4 --overwrite"
+    failed(mfkit(command), 4, "is an input of this command")
+    assert (tmp_path / "mft.safetensors").exists()
 
 
 def test_head_and_full_disks_end_quietly(chain: Path, tmp_path: Path) -> None:

@@ -131,4 +131,8 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
         claim(tmp_path / "x", overwrite=False)
     assert (tmp_path / "x").read_text() == "kept"
     claim(tmp_path / "x", overwrite=True)
-    assert not (tmp_path / "x").exists()
+    assert (tmp_path / "x").read_text() == "kept"  # until the new one is whole
+    with pytest.raises(OutputError, match="is an input"):
+        claim(tmp_path / "x", overwrite=True, inputs=[tmp_path / "x"])
+    with pytest.raises(OutputError, match="is a folder"):
+        claim(tmp_path, overwrite=True)

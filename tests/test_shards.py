@@ -163,6 +163,22 @@ def test_truncated_shard_is_named(folder: Path) -> None:
         opened(folder)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_loader_processes_are_as_short_as_ours(folder: Path, workers: int) -> None:
+    spoil(folder, lambda data: data[:512] + b"x" * 512 + data[1024:])
+    batches = feed(opened(folder), Layout(ROWS, ROWS), first_step=0, last_step=1, seed=0, workers=workers)
+    with pytest.raises(InputError, match=r"00001\.tar: sample \S+: \S+ is no array") as error:
+        list(batches)
+    assert "Traceback" not in str(error.value)
+
+
+def test_an_unfinished_folder_is_no_input(folder: Path) -> None:
+    (folder / "index.json").unlink()
+    (folder / ".progress").mkdir()
+    with pytest.raises(InputError, match="is not finished"):
+        opened(folder)
+
+
 def test_missing_shard_is_named(folder: Path) -> None:
     (folder / "00002.tar").unlink()
     with pytest.raises(InputError, match=r"00002\.tar.*is missing"):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mfkit import presets
 from mfkit.files.artifact import file_digest
-from mfkit.settings import TrainingSettings
+from mfkit.settings import GeneratorSettings, TrainingSettings
 from mfkit.training.loop import learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
@@ -43,7 +43,7 @@ def test_learning_rates() -> None:
     ],
 )
 def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
-    resolved = presets.resolve(TrainingSettings, stage, preset, {})
+    resolved = presets.resolve(GeneratorSettings, stage, preset, {})
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 
@@ -53,11 +53,11 @@ def test_every_preset_resolves_every_stage() -> None:
     stages = {
         "train-rae": (kinds.TrainingSettings, kinds.AutoencoderSettings),
         "encode": (kinds.EncodeSettings,),
-        "train-teacher": (kinds.TrainingSettings,),
+        "train-teacher": (kinds.GeneratorSettings, kinds.FlowSettings),
         "trajectories": (kinds.TrajectorySettings,),
-        "midtrain": (kinds.TrainingSettings, kinds.MidtrainSettings),
-        "distill": (kinds.TrainingSettings, kinds.MeanFlowSettings),
-        "bootstrap": (kinds.TrainingSettings, kinds.MeanFlowSettings),
+        "midtrain": (kinds.GeneratorSettings, kinds.MidtrainSettings),
+        "distill": (kinds.GeneratorSettings, kinds.MeanFlowSettings),
+        "bootstrap": (kinds.GeneratorSettings, kinds.MeanFlowSettings),
     }
     for preset in ("digits", "imagenet256", "imagenet512"):
         for stage, needed in stages.items():
@@ -134,6 +134,23 @@ def test_grids_from_fixed_noise(chain: Path, tmp_path: Path, mfkit) -> None:
         assert grid.size == (8 * 66, 10 * 66)
 
 
+def test_processes_share_the_work(tmp_path: Path) -> None:
+    """Each of two processes sees the other, and half of a step's rows."""
+    script = (
+        "from mfkit.processes import processes, leave\n"
+        "from mfkit.data.feed import Layout\n"
+        "state = processes()\n"
+        "layout = Layout(8, 2, state.process_index, state.num_processes)\n"
+        "open(f'rank{state.process_index}', 'w').write(str(list(layout.batches(1))))\n"
+        "leave()\n"
+    )
+    (tmp_path / "who.py").write_text(script)
+    done = shell("torchrun --standalone --nproc_per_node 2 who.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "rank0").read_text() == "[[8, 9], [10, 11]]"
+    assert (tmp_path / "rank1").read_text() == "[[12, 13], [14, 15]]"
+
+
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest distance of any tensor, relative to its norm."""
     return max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one)
@@ -156,6 +173,14 @@ def test_two_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> N
     assert done.stdout.split() == ["two/d.safetensors", "two/latents", "two/traj", "two/samples.npz"]
     for command in commands:
         assert mfkit(command.replace("OUT", "one")).code == 0
+    for part in ("one", "two"):  # one writer: two processes that did not find each other would log each step twice
+        lines = (tmp_path / part / "d.log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    losses = [
+        [json.loads(line)["squared_error"] for line in (tmp_path / part / "d.log.jsonl").read_text().splitlines()]
+        for part in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert difference(*(load_file(tmp_path / part / "d.safetensors") for part in ("one", "two"))) < 1e-4
     for folder in ("latents", "traj"):
         shards = [

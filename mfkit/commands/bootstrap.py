@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import MeanFlowSettings, TrainingSettings
+from mfkit.settings import GeneratorSettings, MeanFlowSettings
 
 
 def register(app: typer.Typer) -> None:
     @options.command(
-        app, "bootstrap", MeanFlowSettings, TrainingSettings,
+        app, "bootstrap", MeanFlowSettings, GeneratorSettings,
         examples="`mfkit bootstrap --init mfd.safetensors -o mft.safetensors`",
     )  # fmt: skip
     def bootstrap(
@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         location = follow(latents, artifact, "latents", "--latents")
         rows = open_latents(location, classes=artifact.config["network"]["classes"])
         preset = inherited_preset(preset, artifact)
-        settings = presets.resolve(TrainingSettings, "bootstrap", preset, flags)
+        settings = presets.resolve(GeneratorSettings, "bootstrap", preset, flags)
         flow = presets.resolve(MeanFlowSettings, "bootstrap", preset, flags)
         plan = plan_bootstrap(rows, artifact, preset, settings, flow)
         output = output or init.with_name("mft.safetensors")

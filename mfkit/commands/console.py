@@ -1,6 +1,5 @@
 """Messages: results on standard output, everything else on standard error, errors as one line."""
 
-import errno
 import logging
 import os
 import signal
@@ -42,6 +41,12 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def leave() -> None:
+    """Ends the command's part in a group of processes, if it took one."""
+    if "mfkit.processes" in sys.modules:
+        sys.modules["mfkit.processes"].leave()
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns errors that a user can mend into one line and an exit code; ``--debug`` shows the traceback too."""
@@ -56,8 +61,6 @@ def one_line_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EDQUOT, errno.EISDIR):
-            raise
         _exit(f"{error.filename or 'output'}: {error.strerror}", 4)
 
 

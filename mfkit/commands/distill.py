@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import MeanFlowSettings, TrainingSettings
+from mfkit.settings import GeneratorSettings, MeanFlowSettings
 
 
 def register(app: typer.Typer) -> None:
     @options.command(
-        app, "distill", MeanFlowSettings, TrainingSettings,
+        app, "distill", MeanFlowSettings, GeneratorSettings,
         examples="`mfkit distill --teacher teacher.safetensors`, "
         "`mfkit distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors`",
     )  # fmt: skip
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         location = follow(latents, artifact, "latents", "--latents")
         rows = open_latents(location, classes=artifact.config["network"]["classes"])
         preset = inherited_preset(preset, artifact)
-        settings = presets.resolve(TrainingSettings, "distill", preset, flags)
+        settings = presets.resolve(GeneratorSettings, "distill", preset, flags)
         flow = presets.resolve(MeanFlowSettings, "distill", preset, flags)
         plan = plan_distill(rows, artifact, start, preset, settings, flow)
         output = output or teacher.with_name("mfd.safetensors")

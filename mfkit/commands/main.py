@@ -19,7 +19,6 @@ from mfkit.commands import (
     train_teacher,
     trajectories,
 )
-from mfkit.commands.console import one_line_errors
 
 app = typer.Typer(
     name="mfkit",
@@ -60,5 +59,4 @@ def _root(
 
 def main() -> None:
     """The console script."""
-    with one_line_errors():
-        app()
+    app()

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import MidtrainSettings, TrainingSettings
+from mfkit.settings import GeneratorSettings, MidtrainSettings
 
 
 def register(app: typer.Typer) -> None:
     @options.command(
-        app, "midtrain", MidtrainSettings, TrainingSettings,
+        app, "midtrain", MidtrainSettings, GeneratorSettings,
         examples="`mfkit midtrain traj/ --teacher teacher.safetensors -o cmt.safetensors`, "
         "`… | mfkit midtrain - --teacher teacher.safetensors -o cmt.safetensors`",
     )  # fmt: skip
@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
         artifact = open_artifact(teacher, kinds=("teacher",))
         rows = open_trajectories(trajectories, classes=artifact.config["network"]["classes"])
         preset = inherited_preset(preset, artifact)
-        settings = presets.resolve(TrainingSettings, "midtrain", preset, flags)
+        settings = presets.resolve(GeneratorSettings, "midtrain", preset, flags)
         pairs = presets.resolve(MidtrainSettings, "midtrain", preset, flags)
         plan = midtrain.plan(rows, teacher, preset, settings, pairs)
         output = output or teacher.with_name("cmt.safetensors")

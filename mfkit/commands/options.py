@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mfkit.commands.console import Verbosity
+from mfkit.commands.console import Verbosity, is_main_process, leave, one_line_errors
 from mfkit.settings import ModelName, PresetName, Settings
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
@@ -66,8 +66,11 @@ def command(
         def run(**values: Any) -> None:
             Verbosity(**{option: values.pop(option) for option in _VERBOSITY}).apply()
             flags = {option: value for option in added if (value := values.pop(option)) is not None}
-            result = function(**values, flags=flags) if added else function(**values)
-            _print_result(result)
+            with one_line_errors():  # inside typer, which has its own way with Ctrl-C and closed pipes
+                result = function(**values, flags=flags) if added else function(**values)
+                if result is not None and is_main_process():
+                    print(result, flush=True)
+                leave()
 
         extra = [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -97,10 +100,3 @@ def _flag(item: Field, kind: type[Settings]) -> Any:
         rich_help_panel=f"{kind.panel} (by default: the preset's)",
     )  # fmt: skip
     return Annotated[hint | None, option]
-
-
-def _print_result(result: str | None) -> None:
-    from mfkit.commands.console import is_main_process
-
-    if result is not None and is_main_process():
-        print(result, flush=True)

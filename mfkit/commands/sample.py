@@ -32,7 +32,9 @@ def register(app: typer.Typer) -> None:
                 metavar="N",
             ),
         ] = None,
-        solver: Annotated[Literal["euler", "heun"], typer.Option(help="Solver of a teacher's ODE.")] = "euler",
+        solver: Annotated[
+            Literal["euler", "heun"] | None, typer.Option(help="Solver of a teacher's ODE; by default euler.")
+        ] = None,
         labels: Annotated[
             str, typer.Option(help="`equal`: the classes in turn; `random`; or class indices.", metavar="LABELS")
         ] = "equal",

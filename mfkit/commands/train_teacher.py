@@ -5,13 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import FlowSettings, TrainingSettings
+from mfkit.settings import FlowSettings, GeneratorSettings
 
 
 def register(app: typer.Typer) -> None:
     @options.command(
         app, "train-teacher", FlowSettings,
-        TrainingSettings,
+        GeneratorSettings,
         examples="`mfkit train-teacher latents/ -o teacher.safetensors`, "
         "`accelerate launch -m mfkit train-teacher latents/ --model XL -o teacher.safetensors`",
     )  # fmt: skip
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
         rows = open_latents(latents, classes=classes)
         preset = inherited_preset(preset, rows.artifact)
-        settings = presets.resolve(TrainingSettings, "train-teacher", preset, flags)
+        settings = presets.resolve(GeneratorSettings, "train-teacher", preset, flags)
         flow = presets.resolve(FlowSettings, "train-teacher", preset, flags)
         plan = teacher.plan(rows, model or presets.MODELS[preset], preset, settings, flow)
         return plan.execute(execution(output, overwrite, restart, dry_run, log_with))

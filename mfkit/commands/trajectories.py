@@ -12,8 +12,8 @@ def register(app: typer.Typer) -> None:
     @options.command(
         app, "trajectories", TrajectorySettings,
         examples="`mfkit trajectories --teacher teacher.safetensors -n 6000 -o traj/`, "
-        "`mfkit trajectories --teacher teacher.safetensors -n 96000 -o - | "
-        "mfkit midtrain - --teacher teacher.safetensors -o cmt.safetensors`",
+        "`mfkit trajectories --teacher teacher.safetensors -n 35200 -o - | "
+        "mfkit midtrain - --teacher teacher.safetensors --pairs 4`",
     )  # fmt: skip
     def trajectories(
         teacher: options.Teacher,

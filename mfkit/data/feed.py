@@ -1,7 +1,7 @@
 """Rows for training: which row stands where depends on the seed alone, not on processes, workers or batch size."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,20 +11,25 @@ import webdataset as wds
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from mfkit.data.shards import ShardStream
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import InputError, MfkitError, UsageError
 from mfkit.files.artifact import Artifact
 
 SHUFFLE_BUFFER = 2000
 """Rows among which a stream is shuffled."""
 
 
-class RandomAccess(Protocol):
-    """Rows by number: a shard folder, an image folder, the digits."""
+class Numbered(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class RandomAccess(Numbered, Protocol):
+    """Rows by number that say where they come from: a shard folder, an image folder, the digits."""
 
     @property
     def artifact(self) -> Artifact: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 Source = RandomAccess | ShardStream
@@ -88,7 +93,7 @@ def feed(
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )
-    return iter(loader)
+    return raising(loader)
 
 
 class _Positions(Sampler[list[int]]):
@@ -108,12 +113,12 @@ class _Shuffled(Dataset):
         self._source, self._seed = source, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> tuple[int, dict[str, Any]]:
+    def __getitem__(self, position: int) -> tuple[int, dict[str, Any] | MfkitError]:
         epoch, place = divmod(position, len(self._source))
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
-        return position, self._source[int(self._order[place])]
+        return position, row_or_error(self._source, int(self._order[place]))
 
 
 class _Streamed(IterableDataset):
@@ -130,7 +135,7 @@ class _Streamed(IterableDataset):
             for wanted in (position for batch in self._layout.batches(step) for position in batch):
                 row = next((row for position, row in rows if position == wanted), None)
                 if row is None:
-                    needed = len(self._steps) * self._layout.batch_size
+                    needed = self._steps.stop * self._layout.batch_size
                     raise InputError(
                         f"{self._source.location} ended in step {step + 1} of {self._steps.stop}, which need {needed} "
                         "rows; a stream is read once, so make it longer or train fewer steps"
@@ -143,8 +148,34 @@ class _Streamed(IterableDataset):
             yield from self._source.raw()
 
 
-def collate(rows: list[tuple[int, dict[str, Any]]]) -> Batch:
-    """Numbered rows as one batch."""
+def row_or_error(source: Numbered, index: int) -> dict[str, Any] | MfkitError:
+    """A row, or its error as a value: a loader process would wrap a raised one into a page of text."""
+    try:
+        return source[index]
+    except MfkitError as error:
+        return error
+
+
+def raising(batches: Iterable[Batch | MfkitError]) -> Iterator[Batch]:
+    """Batches, until one of them is an error."""
+    for batch in batches:
+        if isinstance(batch, MfkitError):
+            raise batch
+        yield batch
+
+
+def collate(rows: list[tuple[int, dict[str, Any] | MfkitError]]) -> Batch | MfkitError:
+    """Numbered rows as one batch, or the first error among them."""
+    good = [(position, row) for position, row in rows if not isinstance(row, MfkitError)]
+    if len(good) < len(rows):
+        return next(row for _, row in rows if isinstance(row, MfkitError))
+    try:
+        return _stack(good)
+    except RuntimeError as error:
+        return InputError(f"rows {rows[0][0]} to {rows[-1][0]} have different shapes: {error}")
+
+
+def _stack(rows: list[tuple[int, dict[str, Any]]]) -> Batch:
     names = rows[0][1].keys()
     columns = {name: [row[name] for _, row in rows] for name in names}
     return Batch(

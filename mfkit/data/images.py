@@ -11,9 +11,9 @@ from PIL import Image
 
 from mfkit.data.codecs import IMAGE_SUFFIXES, decode_image, image_member, label_member
 from mfkit.data.npz import NpzImages
-from mfkit.data.shards import ShardFolder, ShardStream, open_shards
+from mfkit.data.shards import ShardFolder, ShardStream, open_shards, unfinished
 from mfkit.errors import InputError
-from mfkit.files.artifact import Artifact
+from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
 
 DIGITS_SIZE = 32
 """Side of the digits in pixels, where none is asked for."""
@@ -60,11 +60,17 @@ class Digits:
 
 
 class ImageFolder:
-    """Images below a folder: one subfolder per class, in the order of their names, or a flat folder of one class."""
+    """Images below a folder: one subfolder per class, in the order of their names, or a flat folder of one class.
+
+    A folder that mfkit wrote knows its classes, also those that have no image in it.
+    """
 
     def __init__(self, folder: Path, size: int | None) -> None:
         self._size = size
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if (folder / INDEX_NAME).exists():
+            known = list(open_artifact(folder, kinds=("images",)).config["classes"])
+            classes = [folder_name(label, known) for label in range(len(known))]
         places = [(folder / name, label) for label, name in enumerate(classes)] or [(folder, 0)]
         self._files = [
             (file, label)
@@ -80,7 +86,7 @@ class ImageFolder:
     def artifact(self) -> Artifact:
         """Its digest is that of the images' names and sizes: the bytes themselves would take long to read."""
         listing = "".join(f"{file.relative_to(self._folder)}\0{file.stat().st_size}\n" for file, _ in self._files)
-        digest = "names-sha256:" + hashlib.sha256(listing.encode()).hexdigest()
+        digest = NAMES_DIGEST + hashlib.sha256(listing.encode()).hexdigest()
         return Artifact(self._folder, "images", {"classes": self._classes or ["0"]}, {}, content_digest=digest)
 
     def __len__(self) -> int:
@@ -95,6 +101,11 @@ class ImageFolder:
         return {"image": decode_image(data, self._size, str(file)), "label": label}
 
 
+def folder_name(label: int, classes: list[str]) -> str:
+    """The subfolder of a class: its name, or its index where the names' order is not that of the indices."""
+    return classes[label] if classes == sorted(classes) else f"{label:0{len(str(len(classes) - 1))}d}"
+
+
 ImageSource = Digits | ImageFolder | NpzImages | ShardFolder | ShardStream
 
 
@@ -104,7 +115,9 @@ def open_images(location: str, size: int | None) -> ImageSource:
         return Digits(location.partition(":")[2], size or DIGITS_SIZE)
     path = Path(location)
     if path.suffix == ".npz":
-        return NpzImages(path)
+        return NpzImages(path, size)
+    if unfinished(path):
+        raise InputError(f"{path} is not finished: run the command that writes it again")
     if path.is_dir() and not any(path.glob("*.tar")):
         return ImageFolder(path, size)
     return open_shards(location, "images", partial(_decode, size=size))

@@ -1,30 +1,33 @@
 """Image sets in ADM's .npz layout: ``arr_0`` (N, S, S, 3) uint8 and ``arr_1`` (N,) int64 labels."""
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from mfkit.errors import InputError
 from mfkit.files.artifact import Artifact, file_digest
 from mfkit.files.atomic import whole_file
+from mfkit.processes import processes
 
 
 class NpzWriter:
     """Written by all processes into one file on disk, so that memory does not grow with the number of images."""
 
     def __init__(self, path: Path, count: int, size: int) -> None:
-        self._path, self._state = path, PartialState()
+        self._path, self._state = path, processes()
         self._parts = {name: path.with_name(f".{path.name}.{name}.partial") for name in ("arr_0", "arr_1")}
         if self._state.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             open_memmap(self._parts["arr_0"], "w+", np.uint8, (count, size, size, 3))
             open_memmap(self._parts["arr_1"], "w+", np.int64, (count,))
+            for part in self._parts.values():
+                _reserve(part)
         self._state.wait_for_everyone()
         self._images, self._labels = (open_memmap(part, "r+") for part in self._parts.values())
 
@@ -49,23 +52,33 @@ class NpzWriter:
     def __exit__(self, *error: object) -> None:
         if self._state.is_main_process:
             for part in self._parts.values():
-                part.unlink()
+                part.unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Takes the file's blocks now: a disk that is full later would kill the process as it writes to the map."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 class NpzImages:
     """Random access to the images of such a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: int | None) -> None:
+        """:param size: the side that the images must have; None takes any."""
         self._path = path
         try:
             with np.load(path, allow_pickle=False) as archive:
                 self._images = archive["arr_0"]
                 self._labels = archive["arr_1"] if "arr_1" in archive.files else np.zeros(len(self._images), int)
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC): {error}") from error
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             found = f"{self._images.dtype} {self._images.shape}"
             raise InputError(f"{path}: arr_0 is {found}; expected: uint8 (N, H, W, 3)")
+        if size and self._images.shape[1:3] != (size, size):
+            raise InputError(f"{path} holds images of {self._images.shape[1:3]} pixels, not {(size, size)}")
 
     @property
     def artifact(self) -> Artifact:

@@ -2,34 +2,37 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
-from mfkit.data.shards import Shard, write_index, write_shard
+from mfkit.data.shards import PROGRESS, Shard, unfinished, write_index, write_shard
 from mfkit.errors import OutputError
-from mfkit.files.atomic import claim, write_text
+from mfkit.files.artifact import INDEX_NAME, Artifact
+from mfkit.files.atomic import write_text
+from mfkit.processes import processes
 
-_PROGRESS = ".progress"
 _LABEL = "largest_label"
 
 
 class Production:
     """Process k of W writes the shards k, k + W, …; a shard that is marked as finished is not written again."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-        """:param identity: what must be the same for shards of an interrupted run to be kept."""
+    def __init__(
+        self, folder: Path, inputs: Mapping[str, Artifact], settings: Mapping[str, Any], *, overwrite: bool
+    ) -> None:
+        """Shards of an interrupted run are kept where its inputs and settings are the same."""
+        identity = dict(settings) | {role: artifact.digest for role, artifact in inputs.items()}
         self.folder = folder
-        self._progress = folder / _PROGRESS
-        self._state = PartialState()
+        self._progress = folder / PROGRESS
+        self._state = processes()
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         if self._state.is_main_process:
             started = self._progress / "identity"
             if overwrite or not started.exists():
-                claim(folder, overwrite=overwrite)
+                _claim(folder, overwrite, [artifact.path for artifact in inputs.values()])
                 write_text(started, digest)
             elif started.read_text() != digest:
                 raise OutputError(f"{folder} was begun with other settings or inputs; give --overwrite to start anew")
@@ -80,3 +83,18 @@ class Production:
 
     def _mark(self, shard: int) -> Path:
         return self._progress / f"{shard:08d}.json"
+
+
+def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
+    """Refuses a folder as output that holds anything, unless ``overwrite`` and mfkit wrote it: then it is removed."""
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file; give the name of a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(f"{folder} exists; give --overwrite to replace it, or another name with -o")
+    if folder.resolve() in {path.resolve() for path in inputs}:
+        raise OutputError(f"{folder} is an input of this command; give another name with -o")
+    if not (folder / INDEX_NAME).exists() and not unfinished(folder):
+        raise OutputError(f"{folder} was not written by mfkit, so --overwrite does not remove it")
+    shutil.rmtree(folder)

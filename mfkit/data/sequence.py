@@ -2,20 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mfkit.data.feed import Batch, collate
+from mfkit.data.feed import Batch, Numbered, collate, raising, row_or_error
 from mfkit.data.shards import ShardStream
-
-
-class Numbered(Protocol):
-    """Rows by number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
-
+from mfkit.errors import MfkitError
 
 Rows = Numbered | ShardStream
 
@@ -42,11 +35,12 @@ def batches_by_shard(
             if wanted(shard):
                 for begin in range(0, len(raw), batch_size):
                     rows = enumerate(raw[begin : begin + batch_size], shard * shard_size + begin)
-                    yield shard, collate([(number, source.decode(sample)) for number, sample in rows])
+                    decoded = collate([(number, source.decode(sample)) for number, sample in rows])
+                    yield shard, next(raising([decoded]))
         return
     batches = [rows for shard, rows in row_ranges(len(source), shard_size, batch_size) if wanted(shard)]
     loader = DataLoader(_WithNumbers(source), batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collate)
-    for batch in loader:
+    for batch in raising(loader):
         yield batch.positions[0] // shard_size, batch
 
 
@@ -62,8 +56,8 @@ class _WithNumbers(Dataset):
     def __init__(self, source: Numbered) -> None:
         self._source = source
 
-    def __getitem__(self, index: int) -> tuple[int, dict]:
-        return index, self._source[index]
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any] | MfkitError]:
+        return index, row_or_error(self._source, index)
 
 
 class _Ranges(Sampler[list[int]]):

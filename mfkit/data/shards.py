@@ -3,6 +3,7 @@
 A folder with an index is read by random access; streams and foreign shards are read in order.
 """
 
+import glob
 import hashlib
 import json
 import mmap
@@ -17,13 +18,16 @@ import webdataset as wds
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from mfkit.errors import InputError
-from mfkit.files.artifact import INDEX_NAME, Artifact, open_artifact
+from mfkit.errors import InputError, UsageError
+from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
 from mfkit.files.atomic import whole_file, write_text
+from mfkit.processes import processes
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
 """A raw sample (``__key__``, ``__url__``, bytes by suffix) to the tensors and numbers of a row."""
 
+PROGRESS = ".progress"
+"""Subfolder of marks in a folder that is still being written."""
 _BLOCK = 512
 _HEADER, _END = "__mfkit__/index.json", "__mfkit__/end.json"
 """First and last member of a stream; WebDataset readers skip names in double underscores."""
@@ -154,7 +158,7 @@ class ShardStream:
         content = hashlib.sha256(json.dumps([self._urls, header]).encode()).hexdigest()
         self.artifact = Artifact(
             Path(location), kind, (header or {}).get("config", {}), (header or {}).get("provenance", {}),
-            content_digest=f"names-sha256:{content}",
+            content_digest=NAMES_DIGEST + content,
         )  # fmt: skip
 
     def peek(self) -> dict[str, Any]:
@@ -214,11 +218,20 @@ class _Maps(dict[str, mmap.mmap]):
 def open_shards(location: str, kind: str, decode: Decode) -> ShardFolder | ShardStream:
     """Any shard argument: random access where mfkit wrote an index, else a stream in order."""
     path = Path(location)
+    if unfinished(path):
+        raise InputError(f"{path} is not finished: run the command that writes it again")
+    if location == "-" and processes().num_processes > 1:
+        raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():
         return ShardFolder(open_artifact(path, kinds=(kind,)), decode)
     if path.is_file() and path.suffix == ".safetensors":
         raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
     return ShardStream(location, decode, kind)
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a command was interrupted while it wrote this folder."""
+    return (folder / PROGRESS).exists()
 
 
 def shard_urls(location: str) -> list[str]:
@@ -229,7 +242,7 @@ def shard_urls(location: str) -> list[str]:
     if path.is_dir():
         urls = sorted(str(shard) for shard in path.glob("*.tar"))
     elif any(mark in location for mark in "*?["):
-        urls = sorted(str(shard) for shard in path.parent.glob(path.name))
+        urls = sorted(file for pattern in expand_urls(location) for file in glob.glob(pattern))
     else:
         urls = expand_urls(location)
     missing = [url for url in urls if "://" not in url and not Path(url).is_file()]

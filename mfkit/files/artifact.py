@@ -20,6 +20,8 @@ from typing import Any
 from mfkit.errors import InputError
 
 INDEX_NAME = "index.json"
+NAMES_DIGEST = "names-sha256:"
+"""Begins the digest of what was listed, not read: the images of a folder, foreign shards."""
 _PREFIX = "mfkit."
 
 
@@ -55,8 +57,9 @@ class Artifact:
         entry = self.inputs[role]
         if entry["path"] is None:
             raise InputError(f"the {role} of {self.path} was a stream; name it with {option}")
-        base = self.path if self.path.is_dir() else self.path.parent
-        path = Path(os.path.normpath(base / entry["path"]))
+        path = self._locate(entry["path"])
+        if entry["digest"].startswith(NAMES_DIGEST):  # foreign images or shards, which do not describe themselves
+            return Artifact(path, entry["kind"], {}, {}, content_digest=entry["digest"])
         if not path.exists():
             raise InputError(f"{path}, the {role} of {self.path}, is gone; name it with {option}")
         found = open_artifact(path, kinds=(entry["kind"],))
@@ -66,13 +69,20 @@ class Artifact:
             )
         return found
 
+    def _locate(self, recorded: str) -> Path:
+        """A recorded path from this file's folder, or, where that leads nowhere, from that of the file linked to."""
+        places = []
+        for own in (self.path, self.path.resolve()):
+            base = own if own.is_dir() else own.parent
+            places.append(Path(os.path.normpath(base / recorded)))
+        return next((place for place in places if place.exists()), places[-1])
+
     def mention(self, role: str) -> dict[str, "Artifact"]:
         """The input of this role as it was recorded, unopened, to be recorded again; empty where there is none."""
         if role not in self.inputs or self.inputs[role]["path"] is None:
             return {}
         entry = self.inputs[role]
-        base = self.path if self.path.is_dir() else self.path.parent
-        return {role: Artifact(base / entry["path"], entry["kind"], {}, {}, content_digest=entry["digest"])}
+        return {role: Artifact(self._locate(entry["path"]), entry["kind"], {}, {}, content_digest=entry["digest"])}
 
     def lineage(self, kind: str) -> set[str]:
         """Digests of all files of this kind that this one descends from, itself included."""
@@ -114,7 +124,7 @@ def _recorded_path(path: Path, base: Path) -> str | None:
     """Relative to ``base`` for a file or folder; None for a stream; a word such as ``digits`` as it stands."""
     if str(path).startswith(("-", "pipe:")):
         return None
-    if path.is_absolute() or path.exists() or len(path.parts) > 1:
+    if path.is_absolute() or path.exists() or len(path.parts) > 1 or any(mark in str(path) for mark in "*?[{"):
         return os.path.relpath(path.resolve(), base.resolve())
     return str(path)
 

@@ -1,27 +1,30 @@
 """Files appear whole: written under a temporary name, synced, renamed."""
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mfkit.errors import OutputError
+from mfkit.errors import OutputError, UsageError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; it takes the final name when the block ends well and is removed otherwise."""
+def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A temporary path beside ``path``; it takes the final name when the block ends well and is removed otherwise.
+
+    :param sync: wait until the bytes are on the disk; needless for one of many small files.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files unreadable for others
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
@@ -34,13 +37,16 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def claim(path: Path, *, overwrite: bool) -> None:
-    """Refuses an output that exists, unless ``overwrite``, which removes it; an empty folder may stand."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise OutputError(f"{path} exists; give --overwrite to replace it, or another name with -o")
+def claim(path: Path, *, overwrite: bool, suffix: str = "", inputs: Iterable[Path] = ()) -> None:
+    """Refuses a file as output that exists, unless ``overwrite``; the old one stays until the new one is whole.
+
+    :param suffix: what its name must end in. :param inputs: what it must not replace.
+    """
+    if path.suffix != suffix and suffix:
+        raise UsageError(f"{path}: the output's name must end in {suffix}")
     if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+        raise OutputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; give --overwrite to replace it, or another name with -o")
+    if path.resolve() in {item.resolve() for item in inputs}:
+        raise OutputError(f"{path} is an input of this command; give another name with -o")

@@ -36,9 +36,9 @@ def inception_features(device: torch.device) -> Features:
     try:
         with redirect_stdout(sys.stderr):  # where standard output is kept for results
             network = build_feature_extractor("clean", device, use_dataparallel=False)
-    except (URLError, OSError) as error:
+    except (URLError, OSError, RuntimeError) as error:
         raise InputError(
-            f"Inception's weights cannot be downloaded ({error}); --features takes an RAE file instead"
+            f"Inception's weights cannot be had ({error}); --features takes an RAE file instead"
         ) from error
     resize = build_resizer("clean")
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mfkit.networks.dit import AverageVelocityDiT, DiTConfig
+from mfkit.networks.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
 from mfkit.networks.rae import RAE, RAEConfig
 
 RULES = {
@@ -17,13 +17,13 @@ RULES = {
 }
 
 
-def generator_work(config: DiTConfig) -> dict[str, float]:
-    """10^9 operations of one evaluation for one image, by rule."""
+def generator_work(config: DiTConfig, kind: str) -> dict[str, float]:
+    """10^9 operations of one evaluation of a teacher or student for one image, by rule."""
     with torch.device("meta"):
-        network = AverageVelocityDiT(config)
+        network = VelocityDiT(config) if kind == "teacher" else AverageVelocityDiT(config)
         z = torch.zeros(1, config.channels, config.side, config.side)
         times, y = torch.zeros(1), torch.zeros(1, dtype=torch.long)
-    return _count(lambda: network(z, times, times, y))
+    return _count(lambda: network(z, *[times] * (1 if kind == "teacher" else 2), y))
 
 
 def decoder_work(config: RAEConfig) -> dict[str, float]:

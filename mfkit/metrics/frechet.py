@@ -12,13 +12,12 @@ class Moments:
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
-    count: int
 
     @classmethod
     def of(cls, features: NDArray[np.floating]) -> "Moments":
         """:param features: (N, D), N >= 2."""
         features = features.astype(np.float64)
-        return cls(features.mean(0), np.cov(features, rowvar=False).reshape(2 * features.shape[1:]), len(features))
+        return cls(features.mean(0), np.cov(features, rowvar=False).reshape(2 * features.shape[1:]))
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:

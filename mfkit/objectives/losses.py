@@ -63,7 +63,8 @@ def mean_flow(
     :param z: (B, C, H, W), at time t (B,). :param r: (B,), r <= t. :param v: (B, C, H, W), the velocity at z.
     :param bare_u: the network without its data-parallel wrapper, for du/dt; u itself where there is none.
     """
-    target = v.detach().clone()
+    v = v.detach().to(z.dtype)
+    target = v.clone()
     moving = torch.nonzero(r < t).squeeze(1)
     if len(moving):
         rows = [values[moving] for values in (z, r, t, y, v)]

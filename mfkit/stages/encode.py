@@ -6,8 +6,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from mfkit.data.codecs import array_bytes
 from mfkit.data.feed import Batch
 from mfkit.data.images import class_names, open_images
@@ -17,6 +15,7 @@ from mfkit.errors import InputError
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
 from mfkit.networks.rae import RAE
+from mfkit.processes import processes
 from mfkit.settings import EncodeSettings, PresetName
 
 
@@ -29,12 +28,11 @@ def encode(
     :returns: the output's path, for standard output.
     """
     artifact = open_artifact(rae_path, kinds=("rae",))
-    rae = weights.load_rae(rae_path).to(PartialState().device)
+    rae = weights.load_rae(rae_path).to(processes().device)
     source = open_images(images, rae.config.image_size)
     names = class_names(source)
     inputs = {"images": source.artifact, "rae": artifact}
-    identity = {role: item.digest for role, item in inputs.items()} | asdict(settings) | {"mirror": mirror}
-    production = Production(output, identity, overwrite=overwrite)
+    production = Production(output, inputs, asdict(settings) | {"mirror": mirror}, overwrite=overwrite)
     batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
     for shard, group in groupby(batches, key=lambda item: item[0]):
         production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -19,6 +18,7 @@ from mfkit.files.artifact import INDEX_NAME, file_digest, open_artifact
 from mfkit.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.metrics.features import INCEPTION, Features, inception_features, rae_features
 from mfkit.metrics.frechet import Moments, frechet_distance
+from mfkit.processes import processes
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class _Measured:
     features: Tensor
     """(N, D)."""
     labels: Tensor
+    size: int
+    """Side of the images in pixels."""
     pixels: Tensor | None
     """(N, 3, S, S) uint8, where diversity is wanted."""
 
@@ -42,8 +44,10 @@ def evaluate(
     sides = {}
     for name, location, limit in (("samples", samples, count), ("reference", reference, None)):
         source = open_images(location, size)
+        conditions = _conditions(source, location)
         sides[name] = _measure(_part(source, limit), extract, diversity, batch_size, workers)
-        described[name] = {"images": len(sides[name].features), **_conditions(source, location)}
+        size = sides[name].size  # the reference is cut to the samples' size
+        described[name] = {"images": len(sides[name].features), "size": size, **conditions}
     one, other = sides["samples"], sides["reference"]
     if len(one.features) < 2 or len(other.features) < 2:
         raise InputError("a Fréchet distance needs two images or more on either side")
@@ -67,7 +71,7 @@ def evaluate(
 
 def _features(name: str) -> tuple[Features, dict[str, Any], int | None]:
     """The extractor, what the result says of it, and the size that it wants images at (None: as they are)."""
-    device = PartialState().device
+    device = processes().device
     if name == INCEPTION:
         return inception_features(device), {"features": "inception-v3, clean-fid", "resize": "clean"}, None
     path = Path(name)
@@ -103,7 +107,11 @@ def _measure(source: Rows, extract: Features, keep_pixels: bool, batch_size: int
         labels.append(batch.columns["label"])
         if keep_pixels:
             pixels.append(images)
-    return _Measured(torch.cat(features), torch.cat(labels), torch.cat(pixels) if keep_pixels else None)
+    if not features:
+        raise InputError("there are no images to measure")
+    return _Measured(
+        torch.cat(features), torch.cat(labels), images.shape[-1], torch.cat(pixels) if keep_pixels else None
+    )
 
 
 def _conditions(source: ImageSource, location: str) -> dict[str, Any]:

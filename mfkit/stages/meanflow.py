@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from mfkit.data.feed import Batch
@@ -13,7 +12,8 @@ from mfkit.files.artifact import Artifact
 from mfkit.networks.dit import AverageVelocityDiT, null_labels
 from mfkit.objectives.derivative import derivative
 from mfkit.objectives.losses import Loss, mean_flow
-from mfkit.settings import MeanFlowSettings, PresetName, TrainingSettings
+from mfkit.processes import processes
+from mfkit.settings import GeneratorSettings, MeanFlowSettings, PresetName
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.times import interpolate, interval
 from mfkit.stages.inputs import LatentSet, check_fit, check_same_rae
@@ -25,12 +25,13 @@ VelocityAt = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def plan_distill(
-    latents: LatentSet, teacher: Artifact, init: Artifact, preset: PresetName, settings: TrainingSettings,
+    latents: LatentSet, teacher: Artifact, init: Artifact, preset: PresetName, settings: GeneratorSettings,
     flow: MeanFlowSettings,
 ) -> Plan:  # fmt: skip
     """Mean-flow distillation (MFD): the velocity is the teacher's. ``init`` is a student, or the teacher itself."""
     check_same_rae(teacher, init)
-    network = weights.load_generator(teacher.path, "teacher").requires_grad_(False).to(PartialState().device)
+    check_fit(latents, teacher)
+    network = weights.load_generator(teacher.path, "teacher").requires_grad_(False).to(processes().device)
 
     def teacher_velocity(z: Tensor, t: Tensor, y: Tensor, one_point: Tensor) -> Tensor:
         with torch.no_grad():
@@ -40,7 +41,7 @@ def plan_distill(
 
 
 def plan_bootstrap(
-    latents: LatentSet, init: Artifact, preset: PresetName, settings: TrainingSettings, flow: MeanFlowSettings
+    latents: LatentSet, init: Artifact, preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings
 ) -> Plan:
     """Bootstrapping (MFT): the velocity is the one-point estimate e - x."""
     return _plan(
@@ -50,7 +51,7 @@ def plan_bootstrap(
 
 def _plan(
     purpose: str, latents: LatentSet, init: Artifact, inputs: dict[str, Artifact], velocity_at: VelocityAt,
-    preset: PresetName, settings: TrainingSettings, flow: MeanFlowSettings,
+    preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings,
 ) -> Plan:  # fmt: skip
     check_fit(latents, init)
     network = _student(init, settings.seed)
@@ -81,7 +82,7 @@ def _plan(
 
 def instantaneous(positions: Tensor, share: float) -> Tensor:
     """Which rows have r = t: (B,) booleans, spread evenly, so that any run of rows holds its share of them."""
-    moving = 1 - share
+    moving, positions = 1 - share, positions.double()
     return torch.floor((positions + 1) * moving + 1e-6) == torch.floor(positions * moving + 1e-6)
 
 

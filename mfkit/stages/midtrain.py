@@ -12,7 +12,7 @@ from mfkit.files import weights
 from mfkit.files.artifact import open_artifact
 from mfkit.networks.dit import AverageVelocityDiT, null_labels
 from mfkit.objectives.losses import Loss, chord_matching
-from mfkit.settings import MidtrainSettings, PresetName, TrainingSettings
+from mfkit.settings import GeneratorSettings, MidtrainSettings, PresetName
 from mfkit.solvers.noise import draw_rows
 from mfkit.stages.inputs import LatentSet, check_fit
 from mfkit.stages.plan import Plan
@@ -20,7 +20,11 @@ from mfkit.stages.seeding import seeded
 
 
 def plan(
-    trajectories: LatentSet, teacher_path: Path, preset: PresetName, settings: TrainingSettings, pairs: MidtrainSettings
+    trajectories: LatentSet,
+    teacher_path: Path,
+    preset: PresetName,
+    settings: GeneratorSettings,
+    pairs: MidtrainSettings,
 ) -> Plan:
     """The mid-training of a student that starts as the teacher whose trajectories these are."""
     teacher = open_artifact(teacher_path, kinds=("teacher",))

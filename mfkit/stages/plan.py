@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import nn
 
 from mfkit.data.feed import Batch, Source
+from mfkit.errors import InputError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, provenance
 from mfkit.files.atomic import claim
 from mfkit.networks.dit import DiT, parameter_count
 from mfkit.objectives.losses import Loss
-from mfkit.settings import TrainingSettings
+from mfkit.processes import processes
+from mfkit.settings import GeneratorSettings
 from mfkit.training.checkpoint import checkpoint_path
 from mfkit.training.loop import Run, Stage, train
 
@@ -45,7 +46,7 @@ class Plan:
     source: Source
     loss: Callable[[nn.Module, Batch], Loss]
     inputs: dict[str, Artifact]
-    settings: TrainingSettings
+    settings: GeneratorSettings
     other_settings: dict[str, Any] = field(default_factory=dict)
     rows_per_item: int = 1
 
@@ -56,10 +57,17 @@ class Plan:
         """
         if execution.dry_run:
             return self._description(execution.output)
-        main = PartialState().is_main_process
+        if self.settings.sample_every and not ("rae" in self.inputs and self.inputs["rae"].path.exists()):
+            raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
+        main = processes().is_main_process
         if main:
-            claim(execution.output, overwrite=execution.overwrite)
-        PartialState().wait_for_everyone()
+            claim(
+                execution.output,
+                overwrite=execution.overwrite,
+                suffix=".safetensors",
+                inputs=[artifact.path for artifact in self.inputs.values()],
+            )
+        processes().wait_for_everyone()
         identity = self.other_settings | {role: artifact.digest for role, artifact in self.inputs.items()}
 
         def picture(step: int) -> None:
@@ -77,7 +85,7 @@ class Plan:
             record = provenance(execution.output.parent, self.inputs, seed=self.settings.seed)
             weights.save(execution.output, self.network, self.kind, self.config, record)
             checkpoint_path(execution.output).unlink(missing_ok=True)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
         return str(execution.output)
 
     def _description(self, output: Path) -> str:

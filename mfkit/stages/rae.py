@@ -8,23 +8,24 @@ from typing import Any
 
 import timm
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from mfkit.data.feed import Batch
 from mfkit.data.images import ImageSource, class_names
-from mfkit.data.sequence import batches_by_shard
+from mfkit.data.sequence import batches_by_shard, batches_of
 from mfkit.data.shards import ShardStream
 from mfkit.errors import InputError, UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, file_digest, open_artifact, provenance
 from mfkit.files.atomic import claim
+from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.pretraining import MaskedPretraining, hide_patches
 from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches
 from mfkit.objectives.losses import Loss, masked_prediction, reconstruction
 from mfkit.presets import DECODER_SIZES, TINY_ENCODER
+from mfkit.processes import processes
 from mfkit.settings import AutoencoderSettings, PresetName, TrainingSettings
 from mfkit.solvers.noise import draw_rows
 from mfkit.stages.plan import Execution
@@ -35,6 +36,7 @@ from mfkit.training.loop import Run, Stage, train
 logger = logging.getLogger(__name__)
 
 TINY = "tiny"
+_GRID_COLUMNS = 8
 
 
 def train_rae(
@@ -48,6 +50,8 @@ def train_rae(
     """
     if isinstance(images, ShardStream) and not images.repeatable:
         raise UsageError("train-rae reads the images many times; a stream can be read once: give a folder or shards")
+    if isinstance(images, ShardStream) and settings.sample_every:
+        raise UsageError("--sample-every shows the first images, which a stream cannot give again and again")
     inputs = {"images": images.artifact}
     with seeded(settings.seed):
         rae, source = _fresh(encoder, sizes)
@@ -55,31 +59,32 @@ def train_rae(
         inputs["encoder"] = source
     if execution.dry_run:
         return _description(rae, encoder, settings, sizes, execution.output)
-    main = PartialState().is_main_process
+    main = processes().is_main_process
     if main:
-        claim(execution.output, overwrite=execution.overwrite)
-    PartialState().wait_for_everyone()
+        used = [artifact.path for artifact in inputs.values()]
+        claim(execution.output, overwrite=execution.overwrite, suffix=".safetensors", inputs=used)
+    processes().wait_for_everyone()
 
-    rae.to(PartialState().device)
-    identity = asdict(sizes) | {role: artifact.digest for role, artifact in inputs.items()}
+    rae.to(processes().device)
+    identity = asdict(sizes) | {"encoder": encoder} | {role: artifact.digest for role, artifact in inputs.items()}
     pretraining = execution.output.with_suffix(".encoder.safetensors")
     if encoder == TINY:
         steps = replace(settings, steps=sizes.encoder_steps)
         train(
             _pretraining(rae, images, steps, sizes), steps,
-            Run(output=pretraining, identity=identity, restart=execution.restart, keep_checkpoint=True),
+            Run(output=pretraining, identity=identity, restart=execution.restart),
         )  # fmt: skip
         rae.encoder.requires_grad_(False)
     _measure(rae, images, settings.workers)
     run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
-    train(_decoder_training(rae, images, settings, sizes), settings, run)
+    train(_decoder_training(rae, images, settings, sizes, execution.output), settings, run)
     if main:
         record = provenance(execution.output.parent, inputs, seed=settings.seed)
         config = {"preset": preset, "classes": class_names(images)}
         weights.save(execution.output, rae, "rae", config, record)
         checkpoint_path(execution.output).unlink(missing_ok=True)
         checkpoint_path(pretraining).unlink(missing_ok=True)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return str(execution.output)
 
 
@@ -90,7 +95,7 @@ def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, size
     with seeded(settings.seed + 1):
         network = MaskedPretraining(
             rae.encoder, rae.config.channels, sizes.encoder_size // side, len(classes) if sizes.label_weight else 0
-        ).to(PartialState().device)
+        ).to(processes().device)
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         seen = rae.encoder_input(_unit(batch.columns["image"]))
@@ -104,7 +109,9 @@ def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, size
     return Stage(network=network, source=images, loss=loss)
 
 
-def _decoder_training(rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings) -> Stage:
+def _decoder_training(
+    rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings, output: Path
+) -> Stage:
     def loss(net: nn.Module, batch: Batch) -> Loss:
         pixels = _unit(batch.columns["image"])
         with torch.no_grad():
@@ -117,7 +124,16 @@ def _decoder_training(rae: RAE, images: ImageSource, settings: TrainingSettings,
         decoded_features = rae.features(decoded) if sizes.feature_weight else None
         return reconstruction(pixels, decoded, features, decoded_features, sizes.feature_weight)
 
-    return Stage(network=rae, source=images, loss=loss)
+    def picture(step: int) -> None:
+        """The first images, and under each row of them what is decoded from their latents."""
+        batch = next(batches_of(images, 3 * _GRID_COLUMNS))
+        pixels = _unit(batch.columns["image"].to(rae.latent_mean.device))
+        with torch.no_grad():
+            pairs = zip(pixels.split(_GRID_COLUMNS), rae.decode(rae.encode(pixels)).split(_GRID_COLUMNS), strict=True)
+        grid = torch.cat([row for pair in pairs for row in pair])
+        write_grid(output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
+
+    return Stage(network=rae, source=images, loss=loss, picture=picture)
 
 
 @torch.no_grad()
@@ -126,7 +142,7 @@ def _measure(rae: RAE, images: ImageSource, workers: int) -> None:
     shape = rae.config.latent_shape
     total, squares = (torch.zeros(shape, dtype=torch.float64, device=rae.latent_mean.device) for _ in range(2))
     count = torch.zeros((), dtype=torch.float64, device=total.device)
-    state = PartialState()
+    state = processes()
     batches = batches_by_shard(
         images, 256, 256, lambda part: part % state.num_processes == state.process_index, workers
     )
@@ -193,7 +209,7 @@ def _pretrained(name: str, size: int, file: Path | None) -> nn.Module:
         return timm.create_model(
             name, pretrained=True, num_classes=0, img_size=size, pretrained_cfg_overlay=overlay
         ).eval()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"the weights of {name} cannot be had: {reason}; --encoder also takes a file") from error
 

@@ -1,5 +1,6 @@
 """sample: pictures from noise, as a PNG folder, shards, a tar stream or an ADM-style .npz, and as a grid."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
 from mfkit.data.codecs import png_bytes, to_uint8
+from mfkit.data.images import folder_name
 from mfkit.data.npz import NpzWriter
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
@@ -20,14 +21,17 @@ from mfkit.data.shards import write_stream
 from mfkit.errors import UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, open_artifact, provenance
-from mfkit.files.atomic import claim
+from mfkit.files.atomic import claim, whole_file
 from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import DiT, VelocityDiT
 from mfkit.networks.rae import RAE
+from mfkit.processes import processes
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import Solver, evaluations
 from mfkit.stages.generate import default_steps, pictures
 from mfkit.stages.inputs import check_same_rae, follow
+
+logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 1000
 """Pictures per tar, and between two marks of progress in a PNG folder."""
@@ -40,8 +44,9 @@ class SampleRequest:
 
     count: int
     nfe: int | None
-    """Network evaluations per image; None is 1 for a student, 50 Euler steps for a teacher."""
-    solver: Solver = "euler"
+    """Network evaluations per image; None is 1 for a student, and 50 (Heun: 49) for a teacher."""
+    solver: Solver | None = None
+    """Of a teacher's ODE; None is Euler's."""
     labels: str = "equal"
     """``equal``: the classes in turn; ``random``; or class indices such as ``0,3,7``, in turn."""
     seed: int = 0
@@ -52,7 +57,7 @@ class Sampler:
     """A generator with its RAE. Picture i depends on the seed and i alone, up to rounding."""
 
     def __init__(self, model: Path, rae: Path | None, request: SampleRequest) -> None:
-        self.device = PartialState().device
+        self.device = processes().device
         self.model = open_artifact(model, kinds=("teacher", "student"))
         self.rae_artifact = open_artifact(Path(follow(rae, self.model, "rae", "--rae")), kinds=("rae",))
         check_same_rae(self.model, self.rae_artifact)
@@ -65,7 +70,7 @@ class Sampler:
 
     def describe(self) -> dict[str, Any]:
         """The conditions of the pictures, for the index and for metrics."""
-        solver = self.request.solver if isinstance(self.network, VelocityDiT) else "mean-flow"
+        solver = (self.request.solver or "euler") if isinstance(self.network, VelocityDiT) else "mean-flow"
         return {
             "images": self.request.count,
             "size": self.rae.config.image_size,
@@ -90,7 +95,7 @@ class Sampler:
             labels = torch.tensor([self._choices[row % len(self._choices)] for row in rows], device=self.device)
         images = pictures(
             self.network, self.rae, noise, labels, steps=self.steps, shift=self.model.config["time_shift"],
-            solver=self.request.solver,
+            solver=self.request.solver or "euler",
         )  # fmt: skip
         return to_uint8(images).cpu(), labels.cpu()
 
@@ -103,17 +108,18 @@ def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None
     :param grid: where to write a grid of the first pictures, at most ten per row.
     :returns: the output's path, for standard output; None for a stream.
     """
-    if grid:
-        claim(grid, overwrite=overwrite)
+    if grid and processes().is_main_process:
+        claim(grid, overwrite=overwrite, suffix=".png")
     if output == "-":
         _write_stream(sampler)
     elif output and output.endswith(".npz"):
         _write_npz(sampler, Path(output), overwrite)
     elif output:
         _write_folder(sampler, Path(output), tar, overwrite)
-    if grid and PartialState().is_main_process:
+    if grid and processes().is_main_process:
         shown = min(sampler.request.count, _GRID_COLUMNS**2)
-        write_grid(grid, sampler.draw(range(shown))[0].float() / 255, _GRID_COLUMNS)
+        parts = [sampler.draw(rows)[0] for _, rows in row_ranges(shown, shown, sampler.request.batch_size)]
+        write_grid(grid, torch.cat(parts).float() / 255, _GRID_COLUMNS)
     return None if output == "-" else output or str(grid)
 
 
@@ -128,7 +134,7 @@ def _samples(sampler: Sampler, rows: range) -> Iterator[dict[str, Any]]:
 
 
 def _write_stream(sampler: Sampler) -> None:
-    if PartialState().num_processes > 1:
+    if processes().num_processes > 1:
         raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
     record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
     parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
@@ -138,8 +144,7 @@ def _write_stream(sampler: Sampler) -> None:
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
     request, config = sampler.request, sampler.describe()
-    identity = config | {role: artifact.digest for role, artifact in _inputs(sampler).items()} | {"tar": tar}
-    production = Production(folder, identity, overwrite=overwrite)
+    production = Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite)
     parts = list(row_ranges(request.count, SHARD_SIZE, request.batch_size))
     for shard, group in groupby(_progress(parts), key=lambda part: part[0]):
         if not production.wanted(shard):
@@ -150,8 +155,8 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
             continue
         for item in samples:
             place = folder / folder_name(int(item["cls"]), sampler.classes)
-            place.mkdir(exist_ok=True)
-            (place / f"{item['__key__']}.png").write_bytes(item["png"])
+            with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
+                partial.write_bytes(item["png"])
         production.mark(shard, {})
     record = provenance(folder, _inputs(sampler), seed=request.seed)
     production.finish("images", config, record)
@@ -159,7 +164,7 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
 
 def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
     request, size = sampler.request, sampler.rae.config.image_size
-    state = PartialState()
+    state = processes()
     if state.is_main_process:
         claim(path, overwrite=overwrite)
     with NpzWriter(path, request.count, size) as writer:
@@ -169,25 +174,25 @@ def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
         writer.finish()
 
 
-def folder_name(label: int, classes: list[str]) -> str:
-    """The subfolder of a class: its name, after its index where the names' order is not that of the indices."""
-    return classes[label] if classes == sorted(classes) else f"{label:0{len(str(len(classes) - 1))}d}"
-
-
 def _progress(parts: list) -> tqdm:
-    return tqdm(parts, disable=None if PartialState().is_main_process else True, unit="batch")
+    shown = processes().is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING)
+    return tqdm(parts, disable=not shown, unit="batch")
 
 
 def _steps(network: DiT, request: SampleRequest) -> int:
-    if request.nfe is None:
-        return default_steps(network)
-    if request.solver == "heun" and isinstance(network, VelocityDiT):
+    if not isinstance(network, VelocityDiT):
+        if request.solver is not None:
+            raise UsageError("--solver is for a teacher's ODE; a student jumps")
+        return request.nfe or default_steps(network)
+    if request.solver == "heun":
+        if request.nfe is None:
+            return default_steps(network) // 2
         if request.nfe % 2 == 0:
             raise UsageError(
                 f"Heun's method takes two evaluations a step, and one in the last: --nfe {request.nfe} is even"
             )
         return (request.nfe + 1) // 2
-    return request.nfe
+    return request.nfe or default_steps(network)
 
 
 def _choices(labels: str, classes: int) -> list[int] | None:

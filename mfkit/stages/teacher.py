@@ -6,7 +6,7 @@ from mfkit.data.feed import Batch
 from mfkit.networks.dit import DiTConfig, VelocityDiT, null_labels
 from mfkit.objectives.losses import Loss, flow_matching
 from mfkit.presets import GENERATOR_SIZES
-from mfkit.settings import FlowSettings, ModelName, PresetName, TrainingSettings
+from mfkit.settings import FlowSettings, GeneratorSettings, ModelName, PresetName
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.times import shifted, time_shift
 from mfkit.stages.inputs import LatentSet
@@ -15,7 +15,7 @@ from mfkit.stages.seeding import seeded
 
 
 def plan(
-    latents: LatentSet, model: ModelName, preset: PresetName, settings: TrainingSettings, flow: FlowSettings
+    latents: LatentSet, model: ModelName, preset: PresetName, settings: GeneratorSettings, flow: FlowSettings
 ) -> Plan:
     """The training of a teacher of size ``model`` on latents."""
     channels, side, _ = latents.shape

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from mfkit.data.codecs import array_bytes
 from mfkit.data.production import Production
@@ -17,6 +16,7 @@ from mfkit.data.shards import write_stream
 from mfkit.errors import UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
+from mfkit.processes import processes
 from mfkit.settings import TrajectorySettings
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import trajectory
@@ -32,8 +32,8 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     :returns: the output's path, for standard output; None for a stream.
     """
     teacher = open_artifact(teacher_path, kinds=("teacher",))
-    network = weights.load_generator(teacher_path, "teacher").to(PartialState().device)
-    shape, classes, device = latent_shape(teacher), network.config.classes, PartialState().device
+    network = weights.load_generator(teacher_path, "teacher").to(processes().device)
+    shape, classes, device = latent_shape(teacher), network.config.classes, processes().device
     times = time_grid(settings.solver_steps, teacher.config["time_shift"], device)
 
     @torch.no_grad()
@@ -54,14 +54,14 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     inputs = {"teacher": teacher, **teacher.mention("rae")}
     parts = row_ranges(count, settings.shard_size, settings.batch_size)
     if output == STREAM:
-        if PartialState().num_processes > 1:
+        if processes().num_processes > 1:
             raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
         record = provenance(Path.cwd(), inputs, seed=settings.seed)
         stream = (sample for _, rows in parts for sample in samples(rows))
         write_stream(sys.stdout.buffer, "trajectories", config, record, stream)
         return None
     folder = Path(output)
-    production = Production(folder, config | {"teacher": teacher.digest}, overwrite=overwrite)
+    production = Production(folder, inputs, config, overwrite=overwrite)
     for shard, group in groupby(parts, key=lambda part: part[0]):
         if production.wanted(shard):
             production.write(shard, (sample for _, rows in group for sample in samples(rows)))

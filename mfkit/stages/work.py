@@ -17,7 +17,7 @@ def work(model: Path, rae: Path | None) -> dict[str, Any]:
     """10^9 operations per image and evaluation, of a generator file and its RAE."""
     artifact = open_artifact(model, kinds=("teacher", "student"))
     decoder = open_artifact(Path(follow(rae, artifact, "rae", "--rae")), kinds=("rae",))
-    return _table(DiTConfig(**artifact.config["network"]), RAEConfig(**decoder.config["network"]))
+    return _table(artifact.kind, DiTConfig(**artifact.config["network"]), RAEConfig(**decoder.config["network"]))
 
 
 def preset_work(preset: PresetName | None) -> dict[str, Any]:
@@ -31,11 +31,11 @@ def preset_work(preset: PresetName | None) -> dict[str, Any]:
         encoder_name="vit_tiny_patch16_224", encoder_size=224, image_size=sizes.image_size,
         channels=latents["channels"], side=latents["side"], **DECODER_SIZES[sizes.decoder],
     )  # fmt: skip
-    return _table(generator, decoder)
+    return _table("student", generator, decoder)
 
 
-def _table(generator: DiTConfig, decoder: RAEConfig) -> dict[str, Any]:
-    one, two = generator_work(generator), decoder_work(decoder)
+def _table(kind: str, generator: DiTConfig, decoder: RAEConfig) -> dict[str, Any]:
+    one, two = generator_work(generator, kind), decoder_work(decoder)
     return {
         "unit": "10^9 per image, one network evaluation",
         "rules": {

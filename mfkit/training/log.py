@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mfkit.errors import InputError
+from mfkit.files.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,16 @@ def append(path: Path, line: LogLine) -> None:
 def cut(path: Path, step: int) -> None:
     """Removes the lines past ``step``, which a resumed run writes again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinite for one that was cut off as it was written."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

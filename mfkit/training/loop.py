@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mfkit.data.feed import Batch, Layout, Source, feed
 from mfkit.errors import DivergedError, UsageError
 from mfkit.objectives.losses import Loss
+from mfkit.processes import processes
 from mfkit.settings import TrainingSettings
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
@@ -48,8 +49,6 @@ class Run:
     identity: dict[str, Any] = field(default_factory=dict)
     """What besides the settings must be the same for a checkpoint to fit: digests of the inputs, sizes."""
     restart: bool = False
-    keep_checkpoint: bool = False
-    """Leaves a checkpoint after the last step, for a command that goes on with another stage."""
     trackers: tuple[str, ...] = ()
 
 
@@ -67,9 +66,11 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
 
     :raises DivergedError: a loss or gradient is not finite; the last checkpoint stays.
     """
-    state = PartialState()
+    state = processes()
     layout = _layout(settings, stage.rows_per_item, state.process_index, state.num_processes)
     accelerator = Accelerator(
+        cpu=state.device.type == "cpu",
+        mixed_precision="no",  # the loop casts itself, so that du/dt can stay in float32
         gradient_accumulation_steps=layout.accumulation,
         log_with=list(run.trackers) or None,
         project_dir=run.output.parent,
@@ -83,7 +84,11 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     saved, log = checkpoint.checkpoint_path(run.output), training_log.log_path(run.output)
     identity = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | run.identity
     first_step = 0
-    if saved.exists() and not run.restart:
+    if run.restart:
+        if accelerator.is_main_process:
+            saved.unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+    if saved.exists():
         first_step = checkpoint.restore(saved, identity, parameters, ema.shadow_params, optimizer)
         ema.optimization_step = first_step
         logger.info("going on from %s, step %d", saved, first_step)
@@ -117,8 +122,7 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
         ema.step(parameters.values())
         done = step + 1
         meter.end_step(done, norm, rate, last=done == settings.steps or done % settings.save_every == 0)
-        due = run.keep_checkpoint if done == settings.steps else done % settings.save_every == 0
-        if due and accelerator.is_main_process:
+        if (done % settings.save_every == 0 or done == settings.steps) and accelerator.is_main_process:
             checkpoint.save(saved, done, identity, parameters, ema.shadow_params, optimizer)
         drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
         if stage.picture and drawn and accelerator.is_main_process:
@@ -128,14 +132,16 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
             ema.restore(parameters.values())
     ema.copy_to(parameters.values())
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     stage.network.eval()
 
 
 def _layout(settings: TrainingSettings, rows_per_item: int, rank: int, processes: int) -> Layout:
     """Shares of the source's items, each of which becomes ``rows_per_item`` rows of the network."""
-    if settings.batch_size % rows_per_item or settings.micro_batch % rows_per_item:
-        raise UsageError(f"a batch of {settings.batch_size} rows does not divide by {rows_per_item} rows per item")
+    for rows in (settings.batch_size, settings.micro_batch):
+        if rows % rows_per_item:
+            raise UsageError(f"a batch of {rows} rows does not divide by {rows_per_item} rows per trajectory")
     items = settings.batch_size // rows_per_item
     return Layout(items, settings.micro_batch // rows_per_item or max(1, items // processes), rank, processes)
 
@@ -172,7 +178,7 @@ class _Meter:
         if not all(math.isfinite(value) for value in (line.loss, line.squared_error, line.gradient_norm)):
             raise DivergedError(
                 f"loss {line.loss:g}, gradient norm {line.gradient_norm:g} between steps {self._step + 1} and {step}: "
-                f"stopped; the last good checkpoint is kept"
+                f"stopped; a checkpoint from before, if there was one, is kept"
             )
         if self._accelerator.is_main_process:
             training_log.append(self._log, line)
