@@ -167,7 +167,7 @@ def test_truncated_shard_is_named(folder: Path) -> None:
 def test_errors_of_loader_processes_are_as_short_as_ours(folder: Path, workers: int) -> None:
     spoil(folder, lambda data: data[:512] + b"x" * 512 + data[1024:])
     batches = feed(opened(folder), Layout(ROWS, ROWS), first_step=0, last_step=1, seed=0, workers=workers)
-    with pytest.raises(InputError, match=r"00001\.tar: sample \S+: \S+ is no array") as error:
+    with pytest.raises(InputError, match=r"00001\.tar: sample \S+: cls is no class index") as error:
         list(batches)
     assert "Traceback" not in str(error.value)
 
