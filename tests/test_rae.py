@@ -5,6 +5,7 @@ from pathlib import Path
 
 import timm
 import torch
+from conftest import shell
 from timm.models import save_for_hf
 
 import mfkit as package
@@ -64,8 +65,7 @@ def test_an_encoder_from_a_local_copy_of_timms_weights(mfkit, tmp_path: Path) ->
     assert torch.equal(rae.encoder.state_dict()[name], model.state_dict()[name])
 
 
-def test_weights_that_cannot_be_downloaded_are_one_line(mfkit, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
-    result = mfkit("train-rae digits --encoder vit_tiny_patch16_224 -o rae.safetensors")
-    assert result.code == 3 and result.err.count("\n") == 1 and "cannot be had" in result.err
+def test_weights_that_cannot_be_downloaded_are_one_line(tmp_path: Path) -> None:
+    command = "mfkit train-rae digits --encoder vit_tiny_patch16_224 -o rae.safetensors"
+    done = shell(command, tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 3 and done.stderr.count("\n") == 1 and "cannot be had" in done.stderr
