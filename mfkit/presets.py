@@ -33,7 +33,7 @@ _SMALL = dict(
 )
 _LARGE = dict(_RUN, label_drop=0.1, precision="float32", workers=4, log_every=100, save_every=5000, sample_every=0)
 _FLOW = dict(instantaneous=0.75, derivative="central", difference_step=5e-3, weight_power=1.0, weight_offset=1e-3)
-_STORE = dict(dtype="float16", batch_size=250)
+_STORE = dict(dtype="float16", batch_size=100)
 
 _STAGES: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
@@ -44,12 +44,12 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "encode": dict(_STORE, shard_size=500),
         "train-teacher": dict(
-            _SMALL, steps=2600, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
+            _SMALL, steps=2800, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
             time_shift=4.0,
         ),
         "trajectories": dict(_STORE, solver_steps=12, solver="heun", shard_size=500, seed=0),
         "midtrain": dict(
-            _SMALL, steps=2200, learning_rate=4e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
+            _SMALL, steps=2800, learning_rate=4e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
             pairs=1, to_data=0.5,
         ),
         "distill": dict(
@@ -57,7 +57,7 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
             final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
         ),
         "bootstrap": dict(
-            _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=3000.0), steps=300, learning_rate=1e-4,
+            _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=3000.0), steps=150, learning_rate=5e-5,
             final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.99,
         ),
     },

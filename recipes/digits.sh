@@ -33,7 +33,7 @@ make rae.safetensors mfkit train-rae digits:train --encoder tiny -o rae.safetens
     $short ${STEPS:+--encoder-steps $STEPS}
 make latents/index.json mfkit encode digits:train --rae rae.safetensors -o latents
 make teacher.safetensors mfkit train-teacher latents -o teacher.safetensors --seed "$seed" $short
-make traj/index.json mfkit trajectories --teacher teacher.safetensors -n "${TRAJECTORIES:-4000}" -o traj --seed "$seed"
+make traj/index.json mfkit trajectories --teacher teacher.safetensors -n "${TRAJECTORIES:-8000}" -o traj --seed "$seed"
 make cmt.safetensors mfkit midtrain traj --teacher teacher.safetensors -o cmt.safetensors --seed "$seed" $short
 make mfd.safetensors mfkit distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors \
     --seed "$seed" $short

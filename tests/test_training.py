@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import shell
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
 from mfkit import presets
 from mfkit.files.artifact import file_digest
 from mfkit.settings import GeneratorSettings, TrainingSettings
-from mfkit.training.loop import learning_rate
+from mfkit.training.loop import ema_decay, learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
 TEACHER = "train-teacher {chain}/latents -o t.safetensors --steps 6 --batch-size 16 --save-every 2 --log-every 1"
@@ -121,6 +122,17 @@ def test_the_weights_are_a_moving_average(chain: Path, tmp_path: Path, mfkit, un
     assert mfkit(TEACHER.format(chain=chain) + " --ema 0").code == 0
     last = load_file(tmp_path / "t.safetensors")
     assert difference(uninterrupted, last) > 1e-4
+
+
+def test_the_moving_average_decays_as_that_of_diffusers() -> None:
+    parameter = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    theirs, ours = EMAModel([parameter], decay=0.7), parameter.detach().clone()
+    for step in range(40):
+        with torch.no_grad():
+            parameter += torch.randn(5)
+        theirs.step([parameter])
+        ours.lerp_(parameter.detach(), 1 - ema_decay(settings(ema=0.7), step))
+    torch.testing.assert_close(ours, theirs.shadow_params[0], rtol=1e-12, atol=0)
 
 
 def test_grids_from_fixed_noise(chain: Path, tmp_path: Path, mfkit) -> None:

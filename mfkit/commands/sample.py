@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         format: Annotated[
             Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
         ] = "png",
-        batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.", min=1, metavar="N")] = 250,
+        batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.", min=1, metavar="N")] = 100,
         rae: options.Rae = None,
         overwrite: options.Overwrite = False,
     ) -> str | None:

@@ -68,7 +68,8 @@ class Plan:
                 inputs=[artifact.path for artifact in self.inputs.values()],
             )
         processes().wait_for_everyone()
-        identity = self.other_settings | {role: artifact.digest for role, artifact in self.inputs.items()}
+        digests = {role: artifact.digest for role, artifact in self.inputs.items()}
+        identity = asdict(self.network.config) | self.other_settings | digests
 
         def picture(step: int) -> None:
             from mfkit.stages.pictures import grid_from_fixed_noise

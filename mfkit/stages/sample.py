@@ -50,7 +50,7 @@ class SampleRequest:
     labels: str = "equal"
     """``equal``: the classes in turn; ``random``; or class indices such as ``0,3,7``, in turn."""
     seed: int = 0
-    batch_size: int = 250
+    batch_size: int = 100
 
 
 class Sampler:

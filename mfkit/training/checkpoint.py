@@ -59,13 +59,9 @@ def restore(
                 value.copy_(tensors[f"model.{name}"])
                 average.copy_(tensors[f"ema.{name}"])
                 optimizer.state[value] = {
-                    key: _on_device(tensors[f"optimizer.{key}.{name}"], key, value)
+                    key: tensors[f"optimizer.{key}.{name}"].to(value.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{path} does not fit this network: {error}") from error
     return config["step"]
-
-
-def _on_device(state: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
-    return state if key == "step" else state.to(parameter.device)

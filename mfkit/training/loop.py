@@ -4,15 +4,15 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from mfkit.data.feed import Batch, Layout, Source, feed
@@ -61,6 +61,11 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     return settings.learning_rate + (settings.final_learning_rate - settings.learning_rate) * done
 
 
+def ema_decay(settings: TrainingSettings, step: int) -> float:
+    """The decay of the weights' moving average after a step, counted from 0: rises to its setting, the first is 0."""
+    return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
+
+
 def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     """Trains ``stage.network`` to the last step, from the run's checkpoint where there is one.
 
@@ -78,9 +83,13 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     parameters = {name: value for name, value in stage.network.named_parameters() if value.requires_grad}
     network = accelerator.prepare(stage.network.train())
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        parameters.values(),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
-    ema = EMAModel(parameters.values(), decay=settings.ema, foreach=True)
+    average = [value.detach().clone() for value in parameters.values()]
     saved, log = checkpoint.checkpoint_path(run.output), training_log.log_path(run.output)
     identity = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | run.identity
     first_step = 0
@@ -89,8 +98,7 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
             saved.unlink(missing_ok=True)
         accelerator.wait_for_everyone()
     if saved.exists():
-        first_step = checkpoint.restore(saved, identity, parameters, ema.shadow_params, optimizer)
-        ema.optimization_step = first_step
+        first_step = checkpoint.restore(saved, identity, parameters, average, optimizer)
         logger.info("going on from %s, step %d", saved, first_step)
     if accelerator.is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -119,18 +127,18 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
         norm = accelerator.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        ema.step(parameters.values())
+        get_ema_multi_avg_fn(ema_decay(settings, step))(average, list(parameters.values()), None)
         done = step + 1
         meter.end_step(done, norm, rate, last=done == settings.steps or done % settings.save_every == 0)
         if (done % settings.save_every == 0 or done == settings.steps) and accelerator.is_main_process:
-            checkpoint.save(saved, done, identity, parameters, ema.shadow_params, optimizer)
+            checkpoint.save(saved, done, identity, parameters, average, optimizer)
         drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
         if stage.picture and drawn and accelerator.is_main_process:
-            ema.store(parameters.values())
-            ema.copy_to(parameters.values())
+            trained = [value.detach().clone() for value in parameters.values()]
+            _copy(average, parameters.values())
             stage.picture(done)
-            ema.restore(parameters.values())
-    ema.copy_to(parameters.values())
+            _copy(trained, parameters.values())
+    _copy(average, parameters.values())
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -165,7 +173,7 @@ class _Meter:
         self._sums[:2] += torch.stack([loss.value.detach(), loss.squared_error]).float()
         self._passes += 1
 
-    def end_step(self, step: int, norm: torch.Tensor, rate: float, *, last: bool) -> None:
+    def end_step(self, step: int, norm: Tensor, rate: float, *, last: bool) -> None:
         self._sums[2] += norm
         if step % self._settings.log_every and not last:
             return
@@ -186,6 +194,12 @@ class _Meter:
             self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
         self._sums.zero_()
         self._passes, self._step, self._clock = 0, step, time.perf_counter()
+
+
+def _copy(values: Iterable[Tensor], parameters: Iterable[nn.Parameter]) -> None:
+    with torch.no_grad():
+        for value, parameter in zip(values, parameters, strict=True):
+            parameter.copy_(value)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
