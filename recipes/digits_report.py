@@ -6,6 +6,7 @@ python recipes/digits_report.py OUT
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from mfkit.data.images import open_images
 from mfkit.data.sequence import batches_of
 from mfkit.files.pictures import write_grid
 from mfkit.metrics.diversity import nearest_distances, within_class_variance
-from mfkit.metrics.features import Features, rae_features
+from mfkit.metrics.features import rae_features
 from mfkit.metrics.frechet import Moments, frechet_distance
 from mfkit.networks.rae import RAE
 
@@ -34,10 +35,6 @@ def eight_by_eight(pictures: Tensor) -> np.ndarray:
     return grey.unflatten(1, (8, 4)).unflatten(3, (8, 4)).mean((2, 4)).flatten(1).numpy()
 
 
-def distance(features: Features, pictures: Tensor, reference: Tensor) -> float:
-    return frechet_distance(*(Moments.of(features(part).numpy()) for part in (pictures, reference)))
-
-
 def report(out: Path) -> dict:
     train, train_labels = images("digits:train")
     held_out, held_out_labels = images("digits:heldout")
@@ -45,6 +42,7 @@ def report(out: Path) -> dict:
     rae = mfkit.load(out / "rae.safetensors")
     assert isinstance(rae, RAE)
     features = rae_features(rae)
+    reference = Moments.of(features(train).numpy())
     decoded = (rae.decode(rae.encode(held_out.float() / 255)) * 255).round().to(torch.uint8)
     sets["reconstruction of held-out"] = (decoded, held_out_labels)
     sets["held-out"] = (held_out, held_out_labels)
@@ -55,13 +53,17 @@ def report(out: Path) -> dict:
     count = len(held_out)
     rows = {}
     for name, (pictures, labels) in sets.items():
-        unit = pictures.float() / 255
+        unit, found = pictures.float() / 255, features(pictures).numpy()
+        size = min(count, len(pictures))
+        small_sets = [part for part in in_turn(labels).split(size) if len(part) == size]
         nearest = nearest_distances(unit, train.float() / 255).quantile(torch.tensor([0.05, 0.5, 0.95]))
         of_held_out = "held-out" in name
         rows[name] = {
             "images": len(pictures),
-            "frechet_distance": distance(features, pictures, train),
-            f"frechet_distance_of_{count}": distance(features, pictures[spread(labels, count)], train),
+            "frechet_distance": frechet_distance(Moments.of(found), reference),
+            f"frechet_distance_of_{count}": mean(
+                frechet_distance(Moments.of(found[part.numpy()]), reference) for part in small_sets
+            ),
             "within_class_variance_ratio": within_class_variance(unit, labels)
             / (held_out_variance if of_held_out else real_variance),
             "nearest_training_image_5_50_95": [round(value, 4) for value in nearest.tolist()],
@@ -81,12 +83,12 @@ def report(out: Path) -> dict:
     }
 
 
-def spread(labels: Tensor, count: int) -> Tensor:
-    """Which pictures make a set of ``count`` with all classes alike: the first of each class, the second, …"""
+def in_turn(labels: Tensor) -> Tensor:
+    """The pictures in an order whose every part has the classes alike: the first of each class, the second, …"""
     turn = torch.zeros_like(labels)
     for digit in labels.unique():
         turn[labels == digit] = torch.arange(int((labels == digit).sum()))
-    return turn.argsort(stable=True)[:count]
+    return turn.argsort(stable=True)
 
 
 def draw_rows(pictures: Tensor, labels: Tensor) -> list[Tensor]:

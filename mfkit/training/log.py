@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mfkit.errors import InputError
+from mfkit.errors import InputError, OutputError
 from mfkit.files.atomic import write_text
 
 
@@ -30,8 +30,11 @@ def log_path(output: Path) -> Path:
 
 
 def append(path: Path, line: LogLine) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(line)) + "\n")
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def cut(path: Path, step: int) -> None:
