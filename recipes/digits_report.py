@@ -50,12 +50,11 @@ def report(out: Path) -> dict:
     reader = SVC(gamma=0.001, C=10).fit(eight_by_eight(train), train_labels)
     real_variance = within_class_variance(train.float() / 255, train_labels)
     held_out_variance = within_class_variance(held_out.float() / 255, held_out_labels)
-    count = len(held_out)
+    count = min(len(pictures) for pictures, _ in sets.values())
     rows = {}
     for name, (pictures, labels) in sets.items():
         unit, found = pictures.float() / 255, features(pictures).numpy()
-        size = min(count, len(pictures))
-        small_sets = [part for part in in_turn(labels).split(size) if len(part) == size]
+        small_sets = [part for part in in_turn(labels).split(count) if len(part) == count]
         nearest = nearest_distances(unit, train.float() / 255).quantile(torch.tensor([0.05, 0.5, 0.95]))
         of_held_out = "held-out" in name
         rows[name] = {
