@@ -44,12 +44,12 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "encode": dict(_STORE, shard_size=500),
         "train-teacher": dict(
-            _SMALL, steps=3400, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
+            _SMALL, steps=2800, learning_rate=5e-3, final_learning_rate=5e-5, schedule="cosine", warmup=100, ema=0.999,
             time_shift=4.0,
         ),
         "trajectories": dict(_STORE, solver_steps=12, solver="heun", shard_size=500, seed=0),
         "midtrain": dict(
-            _SMALL, steps=2400, learning_rate=4e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
+            _SMALL, steps=2800, learning_rate=4e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
             pairs=1, to_data=0.5,
         ),
         "distill": dict(

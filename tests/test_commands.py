@@ -79,6 +79,13 @@ def test_wrong_input_is_one_line_and_leaves_nothing(command: str, code: int, wor
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_that_does_not_decode_leaves_no_folder(mfkit, chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "bad.png").write_bytes(b"no image")
+    failed(mfkit(f"encode images --rae {chain}/rae.safetensors -o latents"), 3, "images/bad.png does not decode")
+    assert not (tmp_path / "latents").exists()
+
+
 def test_debug_shows_the_traceback(mfkit, monkeypatch) -> None:
     monkeypatch.setenv("MFKIT_DEBUG", "")
     result = mfkit("inspect nothing --debug")

@@ -113,6 +113,12 @@ def test_inputs_are_recorded_relative_to_the_output(teacher: Path, tmp_path: Pat
     assert record["inputs"]["teacher"]["path"] == "../../teacher.safetensors"
 
 
+def test_digits_is_recorded_as_a_word_beside_a_folder_of_that_name(chain: Path, tmp_path: Path, mfkit) -> None:
+    (tmp_path / "digits").mkdir()
+    assert mfkit(f"encode digits --rae {chain}/rae.safetensors -o latents").code == 0
+    assert open_artifact(tmp_path / "latents").inputs["images"]["path"] == "digits"
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), whole_file(tmp_path / "x") as partial:
         partial.write_text("half")

@@ -14,6 +14,7 @@ from mfkit.networks.rae import RAE, RAEConfig, encode_patches
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 SMALL = DiTConfig(channels=8, side=4, classes=5, width=24, depth=2, heads=2, head_width=32, head_depth=2, head_heads=2)
+ENCODER = dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, reg_tokens=2)
 
 
 def perturbed(network: DiT) -> DiT:
@@ -153,7 +154,7 @@ def tiny_rae(image_size: int = 32) -> RAE:
     torch.manual_seed(0)
     config = RAEConfig(
         encoder_name="vit_tiny_patch16_224",
-        encoder=dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, reg_tokens=2),
+        encoder=ENCODER,
         encoder_size=32,
         image_size=image_size,
         channels=32,
@@ -200,16 +201,7 @@ def test_decoder_is_diffusers_own_on_the_plain_features() -> None:
 
 def test_encoder_names_are_timms() -> None:
     rae = tiny_rae()
-    model = timm.create_model(
-        "vit_tiny_patch16_224",
-        num_classes=0,
-        img_size=32,
-        patch_size=8,
-        embed_dim=32,
-        depth=2,
-        num_heads=2,
-        reg_tokens=2,
-    )
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, **ENCODER)
     model.load_state_dict(rae.encoder.state_dict())
 
 

@@ -104,6 +104,7 @@ def test_a_checkpoint_of_other_settings_is_refused(chain: Path, tmp_path: Path, 
     before = file_digest(tmp_path / "t.checkpoint.safetensors")
     refused = mfkit(command)
     assert refused.code == 2 and "steps 40 there, 6 here" in refused.err and "--restart" in refused.err
+    assert "width 96 there, 384 here" in mfkit(command + " --model S").err
     assert file_digest(tmp_path / "t.checkpoint.safetensors") == before
     assert mfkit(command + " --restart").code == 0
 

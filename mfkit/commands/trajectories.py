@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     @options.command(
         app, "trajectories", TrajectorySettings,
         examples="`mfkit trajectories --teacher teacher.safetensors -n 6000 -o traj/`, "
-        "`mfkit trajectories --teacher teacher.safetensors -n 38400 -o - | "
+        "`mfkit trajectories --teacher teacher.safetensors -n 44800 -o - | "
         "mfkit midtrain - --teacher teacher.safetensors --pairs 4`",
     )  # fmt: skip
     def trajectories(

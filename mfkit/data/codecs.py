@@ -61,7 +61,9 @@ def decode_image(data: bytes, size: int | None, name: str) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} does not decode: it is no image that Pillow knows") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{name} does not decode: {error}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{name} is too large: {error}") from error

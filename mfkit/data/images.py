@@ -48,7 +48,7 @@ class Digits:
         name = f"digits:{part}" if part else "digits"
         self.artifact = Artifact(
             Path(name), "images", {"classes": [str(digit) for digit in range(10)]}, {},
-            content_digest="sha256:" + hashlib.sha256(self._pixels.tobytes()).hexdigest(),
+            content_digest="sha256:" + hashlib.sha256(self._pixels.tobytes()).hexdigest(), is_word=True,
         )  # fmt: skip
 
     def __len__(self) -> int:

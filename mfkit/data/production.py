@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mfkit.data.shards import PROGRESS, Shard, unfinished, write_index, write_shard
 from mfkit.errors import OutputError
@@ -37,6 +37,15 @@ class Production:
             elif started.read_text() != digest:
                 raise OutputError(f"{folder} was begun with other settings or inputs; give --overwrite to start anew")
         self._state.wait_for_everyone()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """After an error with nothing finished yet, no folder is left that stands for nothing."""
+        alone = self._state.num_processes == 1 and list(self.folder.iterdir()) == [self._progress]
+        if kind and alone and not any(self._progress.glob("*.json")):
+            shutil.rmtree(self.folder)
 
     def wanted(self, shard: int) -> bool:
         """Whether this process is to write the shard."""

@@ -181,7 +181,8 @@ class ShardStream:
             except tarfile.TarError as error:
                 raise InputError(f"{url} is damaged or truncated: {error}") from error
             except (OSError, ValueError) as error:
-                raise InputError(f"{url} cannot be read: {error}") from error
+                what = "its command failed" if url.startswith("pipe:") else error
+                raise InputError(f"{url} cannot be read: {what}") from error
 
     def _read_tar(self, file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
         ours: dict[str, dict[str, Any]] = {}

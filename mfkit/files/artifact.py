@@ -35,6 +35,8 @@ class Artifact:
     provenance: dict[str, Any]
     content_digest: str | None = None
     """Given where the content cannot be read twice, as for the images of ``digits`` or a stream."""
+    is_word: bool = False
+    """``path`` is a word that stands for built-in data, whatever lies on the disk under that name."""
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +104,7 @@ def provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None
     history: dict[str, Any] = {}
     for role, artifact in inputs.items():
         entries[role] = {
-            "path": _recorded_path(artifact.path, folder),
+            "path": _recorded_path(artifact, folder),
             "kind": artifact.kind,
             "digest": artifact.digest,
         }
@@ -120,13 +122,13 @@ def provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None
     }
 
 
-def _recorded_path(path: Path, base: Path) -> str | None:
-    """Relative to ``base`` for a file or folder; None for a stream; a word such as ``digits`` as it stands."""
-    if str(path).startswith(("-", "pipe:")):
+def _recorded_path(artifact: Artifact, base: Path) -> str | None:
+    """Relative to ``base`` for a file or folder; None for a stream; a word as it stands."""
+    if artifact.is_word:
+        return str(artifact.path)
+    if str(artifact.path).startswith(("-", "pipe:")):
         return None
-    if path.is_absolute() or path.exists() or len(path.parts) > 1 or any(mark in str(path) for mark in "*?[{"):
-        return os.path.relpath(path.resolve(), base.resolve())
-    return str(path)
+    return os.path.relpath(artifact.path.resolve(), base.resolve())
 
 
 def library_versions() -> dict[str, str]:

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from mfkit.solvers.times import per_row
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(z (B, C, H, W), t (B,)) -> dz/dt (B, C, H, W)."""
+VelocityField = Callable[[Tensor, Tensor], Tensor]
+"""(z (B, C, H, W), t (B,)) -> dz/dt (B, C, H, W), for labels that are already chosen."""
 
-AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+AverageVelocityField = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z (B, C, H, W) at time t, r (B,), t (B,)) -> the average velocity over [r, t]."""
 
 Solver = Literal["euler", "heun"]
 
 
-def trajectory(velocity: Velocity, noise: Tensor, times: Tensor, solver: Solver = "euler") -> Tensor:
+def trajectory(velocity: VelocityField, noise: Tensor, times: Tensor, solver: Solver = "euler") -> Tensor:
     """All states of dz/dt = v(z, t), z(times[0]) = noise.
 
     :param noise: (B, C, H, W), the state at the first time.
@@ -40,7 +40,7 @@ def evaluations(steps: int, solver: Solver) -> int:
     return steps if solver == "euler" else 2 * steps - 1
 
 
-def jump(average_velocity: AverageVelocity, noise: Tensor, times: Tensor) -> Tensor:
+def jump(average_velocity: AverageVelocityField, noise: Tensor, times: Tensor) -> Tensor:
     """z_r = z_t - (t - r) u(z_t, r, t) along a descending grid of times (S + 1,); one step is x = z_1 - u(z_1, 0, 1).
 
     :returns: (B, C, H, W), the state at the last time.

@@ -32,19 +32,19 @@ def encode(
     source = open_images(images, rae.config.image_size)
     names = class_names(source)
     inputs = {"images": source.artifact, "rae": artifact}
-    production = Production(output, inputs, asdict(settings) | {"mirror": mirror}, overwrite=overwrite)
-    batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
-    for shard, group in groupby(batches, key=lambda item: item[0]):
-        production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))
-    names = names or [str(label) for label in range(production.largest_label() + 1)]
-    config = {
-        "shape": list(rae.config.latent_shape),
-        "dtype": settings.dtype,
-        "classes": names,
-        "mirrored": mirror,
-        "preset": preset,
-    }
-    production.finish("latents", config, provenance(output, inputs, seed=None))
+    with Production(output, inputs, asdict(settings) | {"mirror": mirror}, overwrite=overwrite) as production:
+        batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
+        for shard, group in groupby(batches, key=lambda item: item[0]):
+            production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))
+        names = names or [str(label) for label in range(production.largest_label() + 1)]
+        config = {
+            "shape": list(rae.config.latent_shape),
+            "dtype": settings.dtype,
+            "classes": names,
+            "mirrored": mirror,
+            "preset": preset,
+        }
+        production.finish("latents", config, provenance(output, inputs, seed=None))
     return str(output)
 
 

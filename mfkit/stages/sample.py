@@ -144,22 +144,22 @@ def _write_stream(sampler: Sampler) -> None:
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
     request, config = sampler.request, sampler.describe()
-    production = Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite)
-    parts = list(row_ranges(request.count, SHARD_SIZE, request.batch_size))
-    for shard, group in groupby(_progress(parts), key=lambda part: part[0]):
-        if not production.wanted(shard):
-            continue
-        samples = (item for _, rows in group for item in _samples(sampler, rows))
-        if tar:
-            production.write(shard, samples)
-            continue
-        for item in samples:
-            place = folder / folder_name(int(item["cls"]), sampler.classes)
-            with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
-                partial.write_bytes(item["png"])
-        production.mark(shard, {})
-    record = provenance(folder, _inputs(sampler), seed=request.seed)
-    production.finish("images", config, record)
+    with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite) as production:
+        parts = list(row_ranges(request.count, SHARD_SIZE, request.batch_size))
+        for shard, group in groupby(_progress(parts), key=lambda part: part[0]):
+            if not production.wanted(shard):
+                continue
+            samples = (item for _, rows in group for item in _samples(sampler, rows))
+            if tar:
+                production.write(shard, samples)
+                continue
+            for item in samples:
+                place = folder / folder_name(int(item["cls"]), sampler.classes)
+                with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
+                    partial.write_bytes(item["png"])
+            production.mark(shard, {})
+        record = provenance(folder, _inputs(sampler), seed=request.seed)
+        production.finish("images", config, record)
 
 
 def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:

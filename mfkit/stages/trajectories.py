@@ -61,9 +61,9 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
         write_stream(sys.stdout.buffer, "trajectories", config, record, stream)
         return None
     folder = Path(output)
-    production = Production(folder, inputs, config, overwrite=overwrite)
-    for shard, group in groupby(parts, key=lambda part: part[0]):
-        if production.wanted(shard):
-            production.write(shard, (sample for _, rows in group for sample in samples(rows)))
-    production.finish("trajectories", config, provenance(folder, inputs, seed=settings.seed))
+    with Production(folder, inputs, config, overwrite=overwrite) as production:
+        for shard, group in groupby(parts, key=lambda part: part[0]):
+            if production.wanted(shard):
+                production.write(shard, (sample for _, rows in group for sample in samples(rows)))
+        production.finish("trajectories", config, provenance(folder, inputs, seed=settings.seed))
     return output
