@@ -12,7 +12,7 @@ images=$(realpath "${1:?folder or shards of the training images}")
 reference=$(realpath "${2:?images or .npz to measure against}")
 out=${3:-runs/imagenet256}
 preset=${PRESET:-imagenet256}
-steps=${TRAJECTORIES:-50000}
+trajectories=${TRAJECTORIES:-50000}
 run=(accelerate launch -m mfkit)
 
 mkdir -p "$out"
@@ -22,7 +22,7 @@ cd "$out"
     --encoder vit_base_patch14_reg4_dinov2.lvd142m -o rae.safetensors
 [ -e latents/index.json ] || "${run[@]}" encode "$images" --rae rae.safetensors -o latents --mirror --workers 8
 [ -e teacher.safetensors ] || "${run[@]}" train-teacher latents --model XL -o teacher.safetensors
-[ -e traj/index.json ] || "${run[@]}" trajectories --teacher teacher.safetensors -n "$steps" -o traj
+[ -e traj/index.json ] || "${run[@]}" trajectories --teacher teacher.safetensors -n "$trajectories" -o traj
 [ -e cmt.safetensors ] || "${run[@]}" midtrain traj --teacher teacher.safetensors -o cmt.safetensors
 [ -e mfd.safetensors ] || "${run[@]}" distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors
 student=mfd.safetensors

@@ -7,4 +7,4 @@
 set -euo pipefail
 
 PRESET=imagenet512 BOOTSTRAP=yes TRAJECTORIES=12500 exec "$(dirname "${BASH_SOURCE[0]}")/imagenet256.sh" \
-    "$1" "$2" "${3:-runs/imagenet512}"
+    "${1:-}" "${2:-}" "${3:-runs/imagenet512}"
