@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,19 @@ def test_a_pipe_trains_without_a_disk(chain: Path, tmp_path: Path) -> None:
     done = shell(f"{solve} | head -c 60000 | {train} --steps 4 -o cut.safetensors", tmp_path)
     assert done.returncode != 0 and re.search("mfkit: error: - (ended early|is damaged or truncated)", done.stderr)
     assert "Traceback" not in done.stderr and not (tmp_path / "cut.safetensors").exists()
+
+
+def test_a_stream_of_latents_holds_what_a_folder_does(chain: Path, tmp_path: Path) -> None:
+    train = "mfkit train-teacher - -o t.safetensors --steps 2 --batch-size 16"
+    done = shell(f"mfkit encode digits:train --rae {chain}/rae.safetensors -o - | tee s.tar | {train}", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "t.safetensors\n", "")
+    stored = dict(item for path in (chain / "latents").glob("*.tar") for item in members(path))
+    assert dict(item for item in members(tmp_path / "s.tar") if not item[0].startswith("__")) == stored
+
+
+def members(path: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
 def test_overwriting_never_removes_what_mfkit_did_not_write(mfkit, chain: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from mfkit.settings import ModelName, PresetName, Settings
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
 RequiredOutput = Annotated[Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
-OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", metavar="DIR")]
+OutputFolderOrStream = Annotated[
+    str, typer.Option("-o", "--output", help="Folder, or - for a tar stream.", metavar="DIR|-")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Preset = Annotated[
     PresetName | None,

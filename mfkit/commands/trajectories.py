@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     def trajectories(
         teacher: options.Teacher,
         count: Annotated[int, typer.Option("-n", "--count", help="Trajectories to solve.", min=1, metavar="N")],
-        output: Annotated[str, typer.Option("-o", "--output", help="Folder, or - for a tar stream.", metavar="DIR|-")],
+        output: options.OutputFolderOrStream,
         flags: dict[str, Any],
         preset: options.Preset = None,
         overwrite: options.Overwrite = False,

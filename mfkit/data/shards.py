@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import mmap
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,9 @@ from mfkit.processes import processes
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
 """A raw sample (``__key__``, ``__url__``, bytes by suffix) to the tensors and numbers of a row."""
+
+STREAM = "-"
+"""The location that stands for a tar stream on standard input or output."""
 
 PROGRESS = ".progress"
 """Subfolder of marks in a folder that is still being written."""
@@ -86,6 +90,15 @@ def write_stream(
 
     _write(file, members())
     file.flush()
+
+
+def write_standard_output(
+    kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any], samples: Iterable[dict]
+) -> None:
+    """:func:`write_stream` to standard output, which has room for one process only."""
+    if processes().num_processes > 1:
+        raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
+    write_stream(sys.stdout.buffer, kind, config, provenance, samples)
 
 
 class ShardFolder:
@@ -221,7 +234,7 @@ def open_shards(location: str, kind: str, decode: Decode) -> ShardFolder | Shard
     path = Path(location)
     if unfinished(path):
         raise InputError(f"{path} is not finished: run the command that writes it again")
-    if location == "-" and processes().num_processes > 1:
+    if location == STREAM and processes().num_processes > 1:
         raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():
         return ShardFolder(open_artifact(path, kinds=(kind,)), decode)

@@ -11,6 +11,7 @@ from mfkit.data.feed import Batch
 from mfkit.data.images import class_names, open_images
 from mfkit.data.production import Production
 from mfkit.data.sequence import batches_by_shard
+from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.errors import InputError
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
@@ -20,32 +21,36 @@ from mfkit.settings import EncodeSettings, PresetName
 
 
 def encode(
-    images: str, rae_path: Path, output: Path, preset: PresetName, settings: EncodeSettings, *, mirror: bool,
+    images: str, rae_path: Path, output: str, preset: PresetName, settings: EncodeSettings, *, mirror: bool,
     workers: int, overwrite: bool,
-) -> str:  # fmt: skip
-    """Writes one latent per image, and one of its mirror image with ``mirror``.
+) -> str | None:  # fmt: skip
+    """Writes one latent per image, and one of its mirror image with ``mirror``, as shards or as a stream.
 
-    :returns: the output's path, for standard output.
+    :returns: the output's path, for standard output; None for a stream.
     """
     artifact = open_artifact(rae_path, kinds=("rae",))
     rae = weights.load_rae(rae_path).to(processes().device)
     source = open_images(images, rae.config.image_size)
     names = class_names(source)
     inputs = {"images": source.artifact, "rae": artifact}
-    with Production(output, inputs, asdict(settings) | {"mirror": mirror}, overwrite=overwrite) as production:
+    description = {"dtype": settings.dtype, "mirrored": mirror, "preset": preset}
+    shape = list(rae.config.latent_shape)
+    if output == STREAM:
+        # The number of classes of images that do not say it is known too late: whoever reads the stream gives it.
+        known = {"shape": shape, "classes": names} if names else {}
+        batches = batches_by_shard(source, settings.shard_size, settings.batch_size, lambda shard: True, workers)
+        samples = _samples((batch for _, batch in batches), rae, settings, names, mirror)
+        write_standard_output("latents", known | description, provenance(Path.cwd(), inputs, seed=None), samples)
+        return None
+    folder = Path(output)
+    with Production(folder, inputs, asdict(settings) | {"mirror": mirror}, overwrite=overwrite) as production:
         batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
         for shard, group in groupby(batches, key=lambda item: item[0]):
             production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))
         names = names or [str(label) for label in range(production.largest_label() + 1)]
-        config = {
-            "shape": list(rae.config.latent_shape),
-            "dtype": settings.dtype,
-            "classes": names,
-            "mirrored": mirror,
-            "preset": preset,
-        }
-        production.finish("latents", config, provenance(output, inputs, seed=None))
-    return str(output)
+        config = {"shape": shape, "classes": names} | description
+        production.finish("latents", config, provenance(folder, inputs, seed=None))
+    return output
 
 
 def _samples(

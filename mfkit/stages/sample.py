@@ -17,7 +17,7 @@ from mfkit.data.images import folder_name
 from mfkit.data.npz import NpzWriter
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
-from mfkit.data.shards import write_stream
+from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.errors import UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, open_artifact, provenance
@@ -110,7 +110,7 @@ def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None
     """
     if grid and processes().is_main_process:
         claim(grid, overwrite=overwrite, suffix=".png")
-    if output == "-":
+    if output == STREAM:
         _write_stream(sampler)
     elif output and output.endswith(".npz"):
         _write_npz(sampler, Path(output), overwrite)
@@ -120,7 +120,7 @@ def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None
         shown = min(sampler.request.count, _GRID_COLUMNS**2)
         parts = [sampler.draw(rows)[0] for _, rows in row_ranges(shown, shown, sampler.request.batch_size)]
         write_grid(grid, torch.cat(parts).float() / 255, _GRID_COLUMNS)
-    return None if output == "-" else output or str(grid)
+    return None if output == STREAM else output or str(grid)
 
 
 def _inputs(sampler: Sampler) -> dict[str, Artifact]:
@@ -134,12 +134,10 @@ def _samples(sampler: Sampler, rows: range) -> Iterator[dict[str, Any]]:
 
 
 def _write_stream(sampler: Sampler) -> None:
-    if processes().num_processes > 1:
-        raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
     record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
     parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
     stream = (item for _, rows in parts for item in _samples(sampler, rows))
-    write_stream(sys.stdout.buffer, "images", sampler.describe(), record, stream)
+    write_standard_output("images", sampler.describe(), record, stream)
 
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:

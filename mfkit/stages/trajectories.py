@@ -1,6 +1,5 @@
 """trajectories: the teacher's ODE, every state with its true time."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -12,8 +11,7 @@ import torch
 from mfkit.data.codecs import array_bytes
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
-from mfkit.data.shards import write_stream
-from mfkit.errors import UsageError
+from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
 from mfkit.processes import processes
@@ -22,8 +20,6 @@ from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import trajectory
 from mfkit.solvers.times import time_grid
 from mfkit.stages.inputs import latent_shape
-
-STREAM = "-"
 
 
 def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySettings, *, overwrite: bool) -> str | None:
@@ -54,11 +50,9 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     inputs = {"teacher": teacher, **teacher.mention("rae")}
     parts = row_ranges(count, settings.shard_size, settings.batch_size)
     if output == STREAM:
-        if processes().num_processes > 1:
-            raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
         record = provenance(Path.cwd(), inputs, seed=settings.seed)
         stream = (sample for _, rows in parts for sample in samples(rows))
-        write_stream(sys.stdout.buffer, "trajectories", config, record, stream)
+        write_standard_output("trajectories", config, record, stream)
         return None
     folder = Path(output)
     with Production(folder, inputs, config, overwrite=overwrite) as production:
