@@ -52,8 +52,8 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
             _SMALL, steps=2800, learning_rate=4e-3, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
             pairs=1, to_data=0.5,
         ),
-        # A wide difference does not see the roughness of so small a network. It needs the teacher's smooth velocity:
-        # with the noisy e - x of bootstrapping a short one is unbiased, if no weights favour rows of small error.
+        # Seed 0, distance over 8,000 pictures. Distilled by a difference 0.005: 0.0091, JVP: 0.0082, 0.05: 0.0069.
+        # Then bootstrapped: 0.0056; with weights (offset 3000): 0.0070; difference 0.05: 0.0067.
         "distill": dict(
             _SMALL, **_FLOW | dict(instantaneous=0.25, weight_offset=30.0, difference_step=0.05), steps=500,
             learning_rate=5e-4, final_learning_rate=2e-5, schedule="cosine", warmup=50, ema=0.995,
