@@ -265,6 +265,9 @@ def test_head_and_full_disks_end_quietly(chain: Path, tmp_path: Path) -> None:
     limited = shell(f"ulimit -f 8; mfkit encode digits:heldout --rae {chain}/rae.safetensors -o latents", tmp_path)
     assert limited.returncode == 4 and limited.stderr.count("\n") == 1 and "File too large" in limited.stderr
     assert not list((tmp_path / "latents").glob("*.tar")) and not (tmp_path / "latents" / "index.json").exists()
+    limited = shell(f"ulimit -f 8; mfkit sample {chain}/mft.safetensors -n 40 -o npz/x.npz", tmp_path)
+    assert limited.returncode == 4 and limited.stderr.count("\n") == 1 and "cannot write npz/x.npz" in limited.stderr
+    assert not list((tmp_path / "npz").iterdir())
 
 
 def test_an_interrupted_encode_goes_on_with_the_shards_it_has(mfkit, chain: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from mfkit.errors import InputError
+from mfkit.errors import InputError, OutputError
 from mfkit.files.artifact import Artifact, file_digest
 from mfkit.files.atomic import whole_file
 from mfkit.processes import processes
@@ -24,11 +24,15 @@ class NpzWriter:
         self._path, self._state = path, processes()
         self._parts = {name: path.with_name(f".{path.name}.{name}.partial") for name in ("arr_0", "arr_1")}
         if self._state.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            open_memmap(self._parts["arr_0"], "w+", np.uint8, (count, size, size, 3))
-            open_memmap(self._parts["arr_1"], "w+", np.int64, (count,))
-            for part in self._parts.values():
-                _reserve(part)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                open_memmap(self._parts["arr_0"], "w+", np.uint8, (count, size, size, 3))
+                open_memmap(self._parts["arr_1"], "w+", np.int64, (count,))
+                for part in self._parts.values():
+                    _reserve(part)
+            except OSError as error:
+                self._remove_parts()
+                raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         self._state.wait_for_everyone()
         self._images, self._labels = (open_memmap(part, "r+") for part in self._parts.values())
 
@@ -54,8 +58,11 @@ class NpzWriter:
 
     def __exit__(self, *error: object) -> None:
         if self._state.is_main_process:
-            for part in self._parts.values():
-                part.unlink(missing_ok=True)
+            self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for part in self._parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _reserve(path: Path) -> None:
