@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mfkit.errors import InputError, OutputError
 from mfkit.files.artifact import Artifact, file_digest
-from mfkit.files.atomic import whole_file
+from mfkit.files.atomic import whole_file, writing
 from mfkit.processes import processes
 
 
@@ -25,14 +25,15 @@ class NpzWriter:
         self._parts = {name: path.with_name(f".{path.name}.{name}.partial") for name in ("arr_0", "arr_1")}
         if self._state.is_main_process:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                open_memmap(self._parts["arr_0"], "w+", np.uint8, (count, size, size, 3))
-                open_memmap(self._parts["arr_1"], "w+", np.int64, (count,))
-                for part in self._parts.values():
-                    _reserve(part)
-            except OSError as error:
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    open_memmap(self._parts["arr_0"], "w+", np.uint8, (count, size, size, 3))
+                    open_memmap(self._parts["arr_1"], "w+", np.int64, (count,))
+                    for part in self._parts.values():
+                        _reserve(part)
+            except OutputError:
                 self._remove_parts()
-                raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+                raise
         self._state.wait_for_everyone()
         self._images, self._labels = (open_memmap(part, "r+") for part in self._parts.values())
 

@@ -12,6 +12,15 @@ os.umask(_UMASK)
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the operating system refuses in the block into the one-line error for ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
 def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``; it takes the final name when the block ends well and is removed otherwise.
 
@@ -19,15 +28,14 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files unreadable for others
-        if sync:
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files unreadable for others
+            if sync:
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mfkit.errors import InputError, OutputError
-from mfkit.files.atomic import write_text
+from mfkit.errors import InputError
+from mfkit.files.atomic import write_text, writing
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,8 @@ def log_path(output: Path) -> Path:
 
 
 def append(path: Path, line: LogLine) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(line)) + "\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(asdict(line)) + "\n")
 
 
 def cut(path: Path, step: int) -> None:
