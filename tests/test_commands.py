@@ -118,9 +118,11 @@ def test_latents_of_another_shape_are_refused(mfkit, chain: Path, tmp_path: Path
     failed(mfkit(command), 3, "foreign.tar holds latents (8, 4, 4)")
 
 
-def test_foreign_latents_need_only_their_number_of_classes(mfkit, tmp_path: Path) -> None:
+def test_foreign_latents_need_only_a_preset_and_their_number_of_classes(mfkit, tmp_path: Path) -> None:
     foreign(tmp_path / "foreign.tar", (8, 4, 4), 4)
-    command = "train-teacher foreign.tar -o t.safetensors --preset digits --steps 2 --batch-size 8"
+    command = "train-teacher foreign.tar -o t.safetensors --steps 2 --batch-size 8"
+    failed(mfkit(command + " --classes 5"), 2, "foreign.tar: names no preset; give --preset digits|imagenet256")
+    command += " --preset digits"
     failed(mfkit(command), 2, "give --classes")
     failed(mfkit(command + " --classes 4"), 3, "foreign.tar: sample s", "label 4 is outside the 4 classes")
     assert mfkit(command + " --classes 5").code == 0

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from mfkit.errors import UsageError
 from mfkit.files.artifact import Artifact
 from mfkit.settings import PresetName
 from mfkit.stages.plan import Execution
-
-DEFAULT_PRESET: PresetName = "imagenet256"
 
 
 def execution(output: Path, overwrite: bool, restart: bool, dry_run: bool, log_with: Sequence[str] | None) -> Execution:
@@ -26,5 +25,11 @@ def execution(output: Path, overwrite: bool, restart: bool, dry_run: bool, log_w
 
 
 def inherited_preset(given: PresetName | None, source: Artifact) -> PresetName:
-    """The preset that the user names, else that of the input, else the published one."""
-    return given or source.config.get("preset") or DEFAULT_PRESET
+    """The preset that the user names, else that of the input.
+
+    UsageError where neither names one: a size and a learning rate are not guessed from the look of the data.
+    """
+    preset = given or source.config.get("preset")
+    if not preset:
+        raise UsageError(f"{source.path}: names no preset; give --preset {'|'.join(get_args(PresetName))}")
+    return preset

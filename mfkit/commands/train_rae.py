@@ -38,11 +38,11 @@ def register(app: typer.Typer) -> None:
         ImageNet figures.)
         """
         from mfkit import presets
-        from mfkit.commands.common import DEFAULT_PRESET, execution
+        from mfkit.commands.common import execution
         from mfkit.data.images import open_images
         from mfkit.stages.rae import train_rae
 
-        preset = preset or ("digits" if images.partition(":")[0] == "digits" else DEFAULT_PRESET)
+        preset = preset or ("digits" if images.partition(":")[0] == "digits" else "imagenet256")
         settings = presets.resolve(TrainingSettings, "train-rae", preset, flags)
         sizes = presets.resolve(AutoencoderSettings, "train-rae", preset, flags)
         source = open_images(images, sizes.image_size)
