@@ -55,6 +55,20 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> Result:
     return Result(code, out.data().decode(errors="replace"), err.getvalue())
 
 
+def failed(result: Result, code: int, *words: str) -> None:
+    """The command ended with this exit code and one line that holds these words."""
+    assert result.code == code, result.err
+    assert result.out == "" and result.err.startswith("mfkit: error: ") and result.err.count("\n") == 1, result.err
+    for word in words:
+        assert word in result.err, result.err
+
+
+def close(ours: torch.Tensor, exact: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Relative, as a norm over all numbers."""
+    error = (ours.double() - exact).norm() / exact.norm()
+    assert error < tolerance, float(error)
+
+
 def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a shell line with mfkit on its path, as a user would, in other processes."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -11,6 +11,7 @@ from mfkit.commands import (
     encode,
     fid,
     flops,
+    import_weights,
     inspect_file,
     midtrain,
     plot,
@@ -30,7 +31,7 @@ app = typer.Typer(
 
 for module in (
     train_rae, encode, train_teacher, trajectories, midtrain, distill, bootstrap, sample, fid, flops, plot,
-    inspect_file,
+    inspect_file, import_weights,
 ):  # fmt: skip
     module.register(app)
 

@@ -26,6 +26,14 @@ Preset = Annotated[
 ]
 Model = Annotated[ModelName | None, typer.Option(help="Size of the generator; by default that of the preset.")]
 Rae = Annotated[Path | None, typer.Option(help="RAE, where it is not the recorded one.", metavar="FILE")]
+EncoderWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Local copy of a timm encoder's weights (.safetensors or .pt, also as transformers writes them), or "
+        "hf://owner/repo/path.",
+        metavar="FILE",
+    ),
+]
 Teacher = Annotated[Path, typer.Option(help="Teacher's weights.", metavar="FILE")]
 Latents = Annotated[str | None, typer.Option(help="Latents, where they are not the recorded ones.", metavar="SHARDS")]
 Classes = Annotated[

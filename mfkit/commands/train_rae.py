@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         ],
         output: options.RequiredOutput,
         flags: dict[str, Any],
+        encoder_weights: options.EncoderWeights = None,
         preset: options.Preset = None,
         overwrite: options.Overwrite = False,
         restart: options.Restart = False,
@@ -47,4 +48,4 @@ def register(app: typer.Typer) -> None:
         sizes = presets.resolve(AutoencoderSettings, "train-rae", preset, flags)
         source = open_images(images, sizes.image_size)
         run = execution(output, overwrite, restart, dry_run, log_with)
-        return train_rae(source, encoder, preset, settings, sizes, run)
+        return train_rae(source, encoder, encoder_weights, preset, settings, sizes, run)

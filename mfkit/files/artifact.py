@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mfkit.errors import InputError
+from mfkit.files import diffusers_folder
 
 INDEX_NAME = "index.json"
 NAMES_DIGEST = "names-sha256:"
@@ -86,15 +87,15 @@ class Artifact:
         entry = self.inputs[role]
         return {role: Artifact(self._locate(entry["path"]), entry["kind"], {}, {}, content_digest=entry["digest"])}
 
-    def lineage(self, kind: str) -> set[str]:
-        """Digests of all files of this kind that this one descends from, itself included."""
-        own = {self.digest} if self.kind == kind else set()
+    def lineage(self, *kinds: str) -> set[str]:
+        """Digests of all files of these kinds that this one descends from, itself included."""
+        own = {self.digest} if self.kind in kinds else set()
         records = [self.provenance, *self.provenance.get("history", {}).values()]
         return own | {
             entry["digest"]
             for record in records
             for entry in record.get("inputs", {}).values()
-            if entry["kind"] == kind
+            if entry["kind"] in kinds
         }
 
 
@@ -143,20 +144,13 @@ def library_versions() -> dict[str, str]:
 
 
 def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
-    """Reads what a safetensors file or a shard folder says of itself; refuses another kind than those wanted."""
+    """Reads what a safetensors file, a shard folder or a diffusers VAE says of itself.
+
+    :param kinds: those wanted; another one is refused.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    index = path / INDEX_NAME
-    if path.is_dir():
-        if not index.exists():
-            raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
-        try:
-            document = json.loads(index.read_text())
-            artifact = Artifact(path, document["kind"], document["config"], document["provenance"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index} is damaged: {error}") from error
-    else:
-        artifact = _from_header(path)
+    artifact = _from_folder(path) if path.is_dir() else _from_header(path)
     if kinds and artifact.kind not in kinds:
         raise InputError(f"{path} is a {artifact.kind} file; expected: {' or '.join(kinds)}")
     return artifact
@@ -192,6 +186,20 @@ def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) ->
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_folder(path: Path) -> Artifact:
+    if diffusers_folder.class_name(path) == diffusers_folder.VAE:
+        config, file = diffusers_folder.open_folder(path, diffusers_folder.VAE)
+        return Artifact(path, "vae", config, {}, content_digest=file_digest(file))
+    index = path / INDEX_NAME
+    if not index.exists():
+        raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
+    try:
+        document = json.loads(index.read_text())
+        return Artifact(path, document["kind"], document["config"], document["provenance"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index} is damaged: {error}") from error
 
 
 def _from_header(path: Path) -> Artifact:

@@ -37,6 +37,8 @@ class DiTConfig:
     head_width: int
     head_depth: int
     head_heads: int
+    gated: bool = True
+    """Blocks feed forward through SwiGLU, as the released models do; otherwise through a plain GELU layer."""
 
 
 class DiT(nn.Module):
@@ -53,8 +55,8 @@ class DiT(nn.Module):
         self.enc_feat_rope = RotaryPositions(config.width // config.heads, config.side)
         self.dec_feat_rope = RotaryPositions(config.head_width // config.head_heads, config.side)
         self.blocks = nn.ModuleList(
-            [Block(config.width, config.heads) for _ in range(config.depth)]
-            + [Block(config.head_width, config.head_heads) for _ in range(config.head_depth)]
+            [Block(config.width, config.heads, gated=config.gated) for _ in range(config.depth)]
+            + [Block(config.head_width, config.head_heads, gated=config.gated) for _ in range(config.head_depth)]
         )
         self.s_projector: nn.Module = (
             nn.Identity() if config.width == config.head_width else linear(config.width, config.head_width)

@@ -49,6 +49,18 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(gate) * value)
 
 
+class FeedForward(nn.Module):
+    """Plain feed-forward, fc2(gelu(fc1(x))) with the tanh form of GELU: the variant that some DiT-DH models use."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = linear(width, hidden)
+        self.fc2 = linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
 class RotaryPositions(nn.Module):
     """2-D rotary positions: half of a head's dimensions turn with the row, the other half with the column.
 
@@ -97,12 +109,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Transformer block whose shift, scale and gate come from a condition, per sample or per token."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, gated: bool = True) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = RMSNorm(width)
-        self.mlp = SwiGLU(width, int(2 / 3 * 4 * width))
+        self.mlp = SwiGLU(width, int(2 / 3 * 4 * width)) if gated else FeedForward(width, 4 * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor, rope: RotaryPositions) -> Tensor:

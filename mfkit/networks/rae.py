@@ -23,9 +23,10 @@ class RAEConfig:
     encoder_name: str
     encoder: dict[str, Any] = field(default_factory=dict)
     encoder_size: int
-    """Side of the encoder's input in pixels; images are resized to it, bicubic."""
+    """Side of the encoder's input in pixels; images are resized to it, bicubic without antialiasing, as published."""
     encoder_mean: tuple[float, float, float] = IMAGENET_MEAN
     encoder_std: tuple[float, float, float] = IMAGENET_STD
+    """Mean and std of the encoder's input, per colour; the decoder's output is un-normalised with the same."""
     image_size: int
     channels: int
     side: int
@@ -44,8 +45,6 @@ class RAE(nn.Module):
 
     latent_mean: Tensor
     latent_var: Tensor
-    pixel_mean: Tensor
-    pixel_std: Tensor
     encoder_mean: Tensor
     encoder_std: Tensor
 
@@ -65,20 +64,21 @@ class RAE(nn.Module):
             patch_size=config.image_size // config.side,
             image_size=config.image_size,
         )
+        # diffusers makes the positions anew, spaced so that a side is 16; released decoders hold theirs, spaced by 1.
+        self.decoder.register_buffer("decoder_pos_embed", self.decoder.get_buffer("decoder_pos_embed"))
         self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
         self.register_buffer("latent_var", torch.ones(config.latent_shape))
-        for name, values in (
-            ("encoder_mean", config.encoder_mean),
-            ("encoder_std", config.encoder_std),
-            ("pixel_mean", IMAGENET_MEAN),
-            ("pixel_std", IMAGENET_STD),
-        ):
+        for name, values in (("encoder_mean", config.encoder_mean), ("encoder_std", config.encoder_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.encoder.eval()
         return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.latent_mean.device
 
     @property
     def latent_scale(self) -> Tensor:
@@ -101,7 +101,7 @@ class RAE(nn.Module):
     def reconstruct(self, features: Tensor) -> Tensor:
         """Patch tokens (B, C, H, W), not standardised, to images (B, 3, S, S), not clamped to [0, 1]."""
         patches = self.decoder(features.flatten(2).transpose(1, 2)).logits
-        return self.decoder.unpatchify(patches) * self.pixel_std + self.pixel_mean
+        return self.decoder.unpatchify(patches) * self.encoder_std + self.encoder_mean
 
     def forward(self, features: Tensor) -> Tensor:
         """What is trained: :meth:`reconstruct`."""
@@ -110,7 +110,7 @@ class RAE(nn.Module):
     def encoder_input(self, images: Tensor) -> Tensor:
         size = self.config.encoder_size
         if images.shape[-1] != size:
-            images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
+            images = F.interpolate(images, size=(size, size), mode="bicubic")
         return (images - self.encoder_mean) / self.encoder_std
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
@@ -15,19 +14,20 @@ from mfkit.data.feed import Batch
 from mfkit.data.images import ImageSource, class_names
 from mfkit.data.sequence import batches_by_shard, batches_of
 from mfkit.data.shards import ShardStream
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import UsageError
 from mfkit.files import weights
-from mfkit.files.artifact import Artifact, file_digest, open_artifact, provenance
+from mfkit.files.artifact import provenance
 from mfkit.files.atomic import claim
 from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.pretraining import MaskedPretraining, hide_patches
-from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches
+from mfkit.networks.rae import RAE
 from mfkit.objectives.losses import Loss, masked_prediction, reconstruction
-from mfkit.presets import DECODER_SIZES, TINY_ENCODER
+from mfkit.presets import DECODER_SIZES
 from mfkit.processes import processes
 from mfkit.settings import AutoencoderSettings, PresetName, TrainingSettings
 from mfkit.solvers.noise import draw_rows
+from mfkit.stages.encoders import TINY, Encoder, assemble, open_encoder
 from mfkit.stages.plan import Execution
 from mfkit.stages.seeding import seeded
 from mfkit.training.checkpoint import checkpoint_path
@@ -35,17 +35,17 @@ from mfkit.training.loop import Run, Stage, train
 
 logger = logging.getLogger(__name__)
 
-TINY = "tiny"
 _GRID_COLUMNS = 8
 
 
 def train_rae(
-    images: ImageSource, encoder: str, preset: PresetName, settings: TrainingSettings, sizes: AutoencoderSettings,
-    execution: Execution,
+    images: ImageSource, encoder: str, encoder_weights: str | None, preset: PresetName, settings: TrainingSettings,
+    sizes: AutoencoderSettings, execution: Execution,
 ) -> str:  # fmt: skip
     """Trains the decoder on a frozen encoder and writes both with the latents' statistics.
 
-    :param encoder: a timm model name, a safetensors file, or ``tiny``, which is first pre-trained on the images.
+    :param encoder: see :func:`~mfkit.stages.encoders.open_encoder`; ``tiny`` is first pre-trained on the images.
+    :param encoder_weights: a local copy of a timm model's weights.
     :returns: the line for standard output.
     """
     if isinstance(images, ShardStream) and not images.repeatable:
@@ -54,9 +54,10 @@ def train_rae(
         raise UsageError("--sample-every shows the first images, which a stream cannot give again and again")
     inputs = {"images": images.artifact}
     with seeded(settings.seed):
-        rae, source = _fresh(encoder, sizes)
-    if source:
-        inputs["encoder"] = source
+        opened = open_encoder(encoder, sizes.encoder_size, encoder_weights)
+        rae = _fresh(opened, sizes)
+    if opened.source:
+        inputs["encoder"] = opened.source
     if execution.dry_run:
         return _description(rae, encoder, settings, sizes, execution.output)
     main = processes().is_main_process
@@ -127,7 +128,7 @@ def _decoder_training(
     def picture(step: int) -> None:
         """The first images, and under each row of them what is decoded from their latents."""
         batch = next(batches_of(images, 3 * _GRID_COLUMNS))
-        pixels = _unit(batch.columns["image"].to(rae.latent_mean.device))
+        pixels = _unit(batch.columns["image"].to(rae.device))
         with torch.no_grad():
             pairs = zip(pixels.split(_GRID_COLUMNS), rae.decode(rae.encode(pixels)).split(_GRID_COLUMNS), strict=True)
         grid = torch.cat([row for pair in pairs for row in pair])
@@ -140,7 +141,7 @@ def _decoder_training(
 def _measure(rae: RAE, images: ImageSource, workers: int) -> None:
     """Sets the latents' mean and variance, per element, over all images."""
     shape = rae.config.latent_shape
-    total, squares = (torch.zeros(shape, dtype=torch.float64, device=rae.latent_mean.device) for _ in range(2))
+    total, squares = (torch.zeros(shape, dtype=torch.float64, device=rae.device) for _ in range(2))
     count = torch.zeros((), dtype=torch.float64, device=total.device)
     state = processes()
     batches = batches_by_shard(
@@ -156,62 +157,14 @@ def _measure(rae: RAE, images: ImageSource, workers: int) -> None:
     rae.latent_var.copy_(squares / count - (total / count).square())
 
 
-def _fresh(encoder: str, sizes: AutoencoderSettings) -> tuple[RAE, Artifact | None]:
-    """An RAE with its encoder's weights, where there are any, and a fresh decoder; and the encoder's file."""
-    path = Path(encoder)
-    mean, std, source = IMAGENET_MEAN, IMAGENET_STD, None
-    if path.suffix == ".safetensors" and not path.is_file():
-        raise InputError(f"{path} does not exist")
-    if encoder == TINY:
-        name, arguments = "vit_tiny_patch16_224", TINY_ENCODER
-        network = timm.create_model(name, num_classes=0, img_size=sizes.encoder_size, **arguments)
-    elif path.suffix == ".safetensors" and not (path.parent / "config.json").exists():
-        source = open_artifact(path, kinds=("rae",))
-        other = weights.load_rae(path)
-        if other.config.encoder_size != sizes.encoder_size:
-            raise UsageError(f"the encoder of {path} takes {other.config.encoder_size} pixels; give --encoder-size")
-        name, arguments, network = other.config.encoder_name, other.config.encoder, other.encoder
-        mean, std = other.config.encoder_mean, other.config.encoder_std
-    else:
-        name, arguments = (_architecture(path), {}) if path.suffix == ".safetensors" else (encoder, {})
-        network = _pretrained(name, sizes.encoder_size, path if path.suffix == ".safetensors" else None)
-        if path.suffix == ".safetensors":
-            source = Artifact(path, "encoder", {}, {}, content_digest=file_digest(path))
-        expects = timm.data.resolve_model_data_config(network)
-        mean, std = tuple(expects["mean"]), tuple(expects["std"])
-    with torch.no_grad():
-        _, channels, side, _ = encode_patches(network, torch.zeros(1, 3, sizes.encoder_size, sizes.encoder_size)).shape
+def _fresh(encoder: Encoder, sizes: AutoencoderSettings) -> RAE:
+    """An RAE with this encoder and a fresh decoder."""
+    channels, side, _ = encoder.latent_shape()
     if sizes.image_size % side:
         raise UsageError(f"images of {sizes.image_size} pixels do not divide into the encoder's {side} x {side} tokens")
-    config = RAEConfig(
-        encoder_name=name, encoder=arguments, encoder_size=sizes.encoder_size, encoder_mean=mean, encoder_std=std,
-        image_size=sizes.image_size, channels=channels, side=side, **DECODER_SIZES[sizes.decoder],
-    )  # fmt: skip
-    rae = RAE(config)
-    rae.encoder.load_state_dict(network.state_dict())
-    return rae, source
-
-
-def _architecture(path: Path) -> str:
-    """The timm model of a file in the hub's layout, from the config.json beside it."""
-    try:
-        return json.loads((path.parent / "config.json").read_text())["architecture"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path.parent / 'config.json'} names no timm architecture") from error
-
-
-def _pretrained(name: str, size: int, file: Path | None) -> nn.Module:
-    """A timm model with its published weights, from the hub or from a local file."""
-    if not timm.is_model(name):
-        raise UsageError(f"--encoder {name}: neither a timm model, nor a .safetensors file, nor `{TINY}`")
-    overlay = {"file": str(file)} if file else None
-    try:
-        return timm.create_model(
-            name, pretrained=True, num_classes=0, img_size=size, pretrained_cfg_overlay=overlay
-        ).eval()
-    except (OSError, RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"the weights of {name} cannot be had: {reason}; --encoder also takes a file") from error
+    return assemble(
+        encoder, dict(image_size=sizes.image_size, channels=channels, side=side, **DECODER_SIZES[sizes.decoder])
+    )
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+"""Folders of models that diffusers saved: ``config.json`` and one file of weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mfkit.errors import InputError
+
+VAE = "AutoencoderKL"
+RAE = "AutoencoderRAE"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def class_name(folder: Path) -> str | None:
+    """The class of the model in a folder; None where diffusers did not save one there."""
+    return _config(folder).get("_class_name")
+
+
+def open_folder(folder: Path, kind: str) -> tuple[dict[str, Any], Path]:
+    """The config and the file of weights of a model of class ``kind``."""
+    found = class_name(folder)
+    if found != kind:
+        held = f"a diffusers {found}" if found else "no diffusers model"
+        raise InputError(f"{folder} holds {held}; expected: {kind}")
+    file = folder / _WEIGHTS
+    if not file.is_file():
+        raise InputError(f"{folder} has no {_WEIGHTS}")
+    return _config(folder), file
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    return document if isinstance(document, dict) else {}

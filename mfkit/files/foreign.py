@@ -1,0 +1,70 @@
+"""Weights that others wrote: from a local file or the Hugging Face hub, read as tensors and never unpickled."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfkit.errors import InputError, UsageError
+from mfkit.files.weights import read_tensors
+
+HUB = "hf://"
+_PLACE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
+
+
+def local(source: str, *, folder: bool = False) -> Path:
+    """The local file of a source: a path, or ``hf://owner/repo[@revision]/path``, fetched into the hub's cache.
+
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+
+    :param folder: fetch a folder of JSON and safetensors files instead; its path may be empty.
+    """
+    if not source.startswith(HUB):
+        path = Path(source)
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        return path
+    place = _PLACE.fullmatch(source.removeprefix(HUB))
+    if not place or not (folder or place["path"]):
+        raise UsageError(f"{source}: give {HUB}owner/repo/path/in/repo")
+    return _fetched(source, place["repo"], place["revision"], place["path"] or "", folder)
+
+
+def _fetched(source: str, repo: str, revision: str | None, path: str, folder: bool) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        if not folder:
+            return Path(hf_hub_download(repo, path, revision=revision))
+        patterns = [f"{path}/{name}".lstrip("/") for name in ("*.json", "*.safetensors")]
+        found = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / path
+    except (OSError, HFValidationError) as error:  # the hub's errors are of these kinds
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{source} cannot be had: {reason}") from error
+    if not found.is_dir():
+        raise InputError(f"{source} is no folder of that repository")
+    return found
+
+
+def read_document(path: Path) -> Any:
+    """What a ``.pt`` (or ``.pth``, ``.bin``) or ``.safetensors`` file holds, on the CPU.
+
+    A file that asks for more than tensors and plain containers is refused; nothing in it is run.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected: a file of weights")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" (it asks for {asked[1]})" if asked else ""
+        raise InputError(f"{path} is no file of tensors alone{what}; nothing of it is run") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} cannot be read as weights: {reason}") from error

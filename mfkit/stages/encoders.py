@@ -1,0 +1,161 @@
+"""Frozen vision encoders: any timm ViT by name, with published or local weights; that of an RAE file; ``tiny``."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mfkit.errors import InputError, UsageError
+from mfkit.files import weights
+from mfkit.files.artifact import Artifact, file_digest, open_artifact
+from mfkit.files.foreign import local, read_document
+from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches
+from mfkit.networks.released import state_dict
+from mfkit.networks.transformers_names import is_transformers_layout, timm_arguments, timm_names
+from mfkit.presets import TINY_ENCODER
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A vision encoder ready to use, and how to build it again."""
+
+    name: str
+    """timm's."""
+    arguments: dict[str, Any]
+    """Of ``timm.create_model``, besides the size."""
+    size: int
+    """Side of its input in pixels."""
+    network: nn.Module
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    source: Artifact | None = None
+    """The file that the weights are from."""
+
+    @torch.no_grad()
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it makes of an image."""
+        _, *shape = encode_patches(self.network, torch.zeros(1, 3, self.size, self.size)).shape
+        return (shape[0], shape[1], shape[2])
+
+
+def open_encoder(encoder: str, size: int, weights_file: str | None = None) -> Encoder:
+    """An encoder for square images of ``size`` pixels.
+
+    :param encoder: a timm model name; a file, an RAE's or timm's with its ``config.json``; or ``tiny``, not trained.
+    :param weights_file: a local copy of a timm model's weights, as timm or transformers write them.
+    """
+    path = Path(encoder)
+    if weights_file and (encoder == TINY or path.suffix == ".safetensors"):
+        raise UsageError(f"--encoder-weights gives a timm model its weights; --encoder {encoder} is none")
+    if encoder == TINY:
+        name = "vit_tiny_patch16_224"
+        network = timm.create_model(name, num_classes=0, img_size=size, **TINY_ENCODER)
+        return Encoder(name, TINY_ENCODER, size, network)
+    if path.suffix == ".safetensors" and not path.is_file():
+        raise InputError(f"{path} does not exist")
+    if path.suffix == ".safetensors" and not (path.parent / "config.json").exists():
+        return _of_rae(path, size)
+    if path.suffix == ".safetensors":
+        return timm_encoder(_architecture(path), {}, size, path)
+    return timm_encoder(encoder, {}, size, local(weights_file) if weights_file else None)
+
+
+def timm_encoder(
+    name: str, arguments: dict[str, Any], size: int, file: Path | None, tensors: Mapping[str, Tensor] | None = None
+) -> Encoder:
+    """A timm ViT with its own mean and std, and its weights from the hub, or from a file.
+
+    :param tensors: the weights, where they are in ``file`` among others.
+    """
+    patch = patch_size(name, arguments)
+    if size % patch:
+        raise UsageError(f"{name} cuts images into patches of {patch} pixels, which do not divide {size}")
+    if file:
+        held = tensors or state_dict(read_document(file), None, file)
+        if is_transformers_layout(held):
+            arguments = {**arguments, **timm_arguments(held)}
+        network = timm.create_model(name, num_classes=0, img_size=size, **arguments)
+        try:
+            adapted = _adapted(held, network)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, StopIteration) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{file} does not fit {name}: {reason}") from error
+        weights.load_weights(network, adapted, file)
+    else:
+        network = _published(name, arguments, size)
+    expects = timm.data.resolve_model_data_config(network)
+    source = Artifact(file, "encoder", {}, {}, content_digest=file_digest(file)) if file else None
+    return Encoder(name, arguments, size, network.eval(), tuple(expects["mean"]), tuple(expects["std"]), source)
+
+
+def _adapted(tensors: Mapping[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """A file's weights by the network's names and, for the positions, at its size; without a classifier."""
+    if is_transformers_layout(tensors):
+        fold = bool(getattr(network, "no_embed_class", False))
+        tensors = timm_names(tensors, side=network.patch_embed.grid_size[0], fold_class_position=fold)
+    # What timm does when it loads published weights itself, but then strictly.
+    adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    adapted = adapt(dict(tensors), network) if adapt else dict(tensors)
+    return {name: value for name, value in adapted.items() if not name.startswith("head.")}
+
+
+def _published(name: str, arguments: Mapping[str, Any], size: int) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, img_size=size, **arguments)
+    except (OSError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"the weights of {name} cannot be had: {reason}; --encoder-weights takes a local copy"
+        ) from error
+
+
+def assemble(encoder: Encoder, decoder: Mapping[str, Any]) -> RAE:
+    """An RAE of this encoder and a fresh decoder.
+
+    :param decoder: the fields of an :class:`~mfkit.networks.rae.RAEConfig` beside the encoder's.
+    """
+    config = RAEConfig(
+        encoder_name=encoder.name, encoder=encoder.arguments, encoder_size=encoder.size, encoder_mean=encoder.mean,
+        encoder_std=encoder.std, **decoder,
+    )  # fmt: skip
+    rae = RAE(config)
+    rae.encoder.load_state_dict(encoder.network.state_dict())
+    return rae
+
+
+def patch_size(name: str, arguments: Mapping[str, Any]) -> int:
+    """Side of a timm ViT's patches in pixels."""
+    if not timm.is_model(name):
+        raise UsageError(f"{name}: neither a timm model nor a file of weights")
+    with torch.device("meta"):
+        patches = getattr(timm.create_model(name, num_classes=0, **arguments), "patch_embed", None)
+    sides = getattr(patches, "patch_size", None)
+    if not sides or sides[0] != sides[1]:
+        raise UsageError(f"{name} is no vision transformer with square patches")
+    return int(sides[0])
+
+
+def _of_rae(path: Path, size: int) -> Encoder:
+    source, rae = open_artifact(path, kinds=("rae",)), weights.load_rae(path)
+    config = rae.config
+    if config.encoder_size != size:
+        raise UsageError(f"the encoder of {path} takes {config.encoder_size} pixels; give --encoder-size")
+    return Encoder(
+        config.encoder_name, config.encoder, size, rae.encoder, config.encoder_mean, config.encoder_std, source
+    )
+
+
+def _architecture(path: Path) -> str:
+    """The timm model of a file in the hub's layout, from the config.json beside it."""
+    try:
+        return json.loads((path.parent / "config.json").read_text())["architecture"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path.parent / 'config.json'} names no timm architecture") from error

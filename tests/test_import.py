@@ -1,0 +1,219 @@
+"""Weights of the released layouts: what comes in computes what it was made to compute, and what does not fit is named.
+
+They are compared with tests/reference.py; encoders, with what transformers computes, in tests/test_parity.py.
+"""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import reference
+import timm
+import torch
+from conftest import close, failed
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+
+import mfkit as package
+from mfkit.files.artifact import open_artifact
+from mfkit.solvers.noise import draw_rows
+from mfkit.stages.generate import generate
+
+SIZES = dict(channels=12, side=4, classes=7, width=24, depth=3, heads=3, head_width=32, head_depth=2, head_heads=4)
+HEADS = (SIZES["heads"], SIZES["head_heads"])
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(2)
+    r, t = torch.rand(2, 5).sort(0).values
+    return torch.randn(5, 12, 4, 4), r, t, torch.tensor([0, 3, 6, 7, 1])
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("width", [24, 32])
+def test_a_teacher_computes_what_it_was_released_to(mfkit, tmp_path: Path, gated: bool, width: int) -> None:
+    sizes = SIZES | {"width": width, "heads": width // 8}
+    weights = reference.random_generator(**sizes, gated=gated, student=False)
+    torch.save(weights, tmp_path / "stage2.pt")
+    assert mfkit("import stage2.pt -o teacher.safetensors --preset imagenet256").code == 0
+    artifact = open_artifact(tmp_path / "teacher.safetensors", kinds=("teacher",))
+    assert artifact.config["network"] == sizes | {"gated": gated} and artifact.config["preset"] == "imagenet256"
+    z, _, t, y = inputs()
+    close(package.load(artifact.path)(z, t, y), reference.generator(weights, z, t, y, None, sizes["heads"], 4))
+
+
+def test_a_student_and_its_one_and_two_step_samples(mfkit, tmp_path: Path) -> None:
+    """The published two steps jump from t = 1 to 0.5 to 0, whatever the shift of the training's times."""
+    weights = reference.random_generator(**SIZES, student=True)
+    other = {name: value + 1 for name, value in weights.items()}
+    torch.save({"ema": weights, "model": other, "opt": {"state": {}}, "train_steps": 7}, tmp_path / "mf.pt")
+    assert mfkit("import mf.pt -o student.safetensors --time-shift 6.93").code == 0
+    network = package.load(tmp_path / "student.safetensors")
+    z, r, t, y = inputs()
+    u = lambda z, r, t: reference.generator(weights, z, t, y, r, *HEADS)  # noqa: E731
+    close(network(z, r, t, y), u(z, r, t))
+    one, half, nought = torch.ones(5), torch.full((5,), 0.5), torch.zeros(5)
+    close(generate(network, z, y, steps=1, shift=1, solver="euler"), z - u(z, nought, one))
+    middle = z - 0.5 * u(z, half, one)
+    close(generate(network, z, y, steps=2, shift=1, solver="euler"), middle - 0.5 * u(middle, nought, half))
+
+
+def test_which_weights_of_a_checkpoint(mfkit, tmp_path: Path) -> None:
+    one = reference.random_generator(**SIZES, student=False)
+    two = {f"module.{name}": value + 1 for name, value in one.items()}
+    torch.save({"ema": one, "model": two}, tmp_path / "both.pt")
+    save_file(one, tmp_path / "plain.safetensors")
+    assert mfkit("import both.pt -o ema.safetensors").code == 0
+    assert mfkit("import both.pt -o model.safetensors --weights model").code == 0
+    assert mfkit("import plain.safetensors -o plain2.safetensors").code == 0
+    ema, model, plain = (package.load(tmp_path / f"{name}.safetensors") for name in ("ema", "model", "plain2"))
+    name = "final_layer.linear.bias"
+    assert torch.equal(ema.state_dict()[name], one[name]) and torch.equal(plain.state_dict()[name], one[name])
+    assert torch.equal(model.state_dict()[name], two[f"module.{name}"])
+    failed(mfkit("import plain.safetensors -o x.safetensors --weights ema"), 3, "no `ema` weights, but plain weights")
+
+
+def test_what_does_not_fit_is_named(mfkit, tmp_path: Path) -> None:
+    weights = reference.random_generator(**SIZES, student=True)
+    torch.save(weights | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, tmp_path / "a.pt")
+    failed(mfkit("import a.pt -o x.safetensors"), 3, "a.pt", "unexpected blocks.0.attn.q_norm.weight")
+    torch.save({k: v for k, v in weights.items() if k != "r_embedder.mlp.2.bias"}, tmp_path / "b.pt")
+    failed(mfkit("import b.pt -o x.safetensors"), 3, "b.pt", "missing r_embedder.mlp.2.bias")
+    torch.save({k: v for k, v in weights.items() if "rope" not in k}, tmp_path / "c.pt")
+    failed(mfkit("import c.pt -o x.safetensors"), 3, "c.pt lacks enc_feat_rope.freqs_cos")
+    torch.save({"mean": torch.zeros(3), "var": torch.ones(3)}, tmp_path / "stat.pt")
+    failed(mfkit("import stat.pt -o x.safetensors"), 3, "latent statistics", "--stats")
+    torch.save({"layer.weight": torch.ones(3)}, tmp_path / "d.pt")
+    failed(mfkit("import d.pt -o x.safetensors"), 3, "neither a DiT-DH generator", "layer.weight")
+    torch.save([1, 2], tmp_path / "e.pt")
+    failed(mfkit("import e.pt -o x.safetensors"), 3, "e.pt holds a list")
+    (tmp_path / "f.pt").write_bytes(b"not weights")
+    failed(mfkit("import f.pt -o x.safetensors"), 3, "f.pt")
+    failed(mfkit("import nowhere.pt -o x.safetensors"), 3, "nowhere.pt does not exist")
+    failed(mfkit("import b.pt -o x.safetensors --stats stat.pt"), 2, "--stats: of no use for a student")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("run"),))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nothing_in_a_file_is_run(mfkit, tmp_path: Path, legacy: bool) -> None:
+    torch.save({"ema": _Bomb()}, tmp_path / "bomb.pt", _use_new_zipfile_serialization=not legacy)
+    failed(mfkit("import bomb.pt -o x.safetensors"), 3, "no file of tensors alone", "nothing of it is run")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Bomb()))
+    failed(mfkit("import plain.pt -o x.safetensors"), 3, "plain.pt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_rae_from_its_released_parts(mfkit, tmp_path: Path) -> None:
+    weights = reference.random_decoder(channels=192, side=2, patch=8, width=48, depth=2, hidden=80)
+    torch.save(weights, tmp_path / "decoder.pt")
+    stats = {"mean": torch.randn(192, 2, 2), "var": torch.rand(192, 2, 2) + 0.1}
+    torch.save(stats, tmp_path / "stat.pt")
+    torch.manual_seed(3)
+    encoder = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
+    torch.nn.init.normal_(encoder.norm.weight)
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    command = "import decoder.pt --stats stat.pt --encoder vit_tiny_patch16_224 --encoder-weights encoder.pth"
+    failed(mfkit(f"{command} -o rae.safetensors"), 3, "width 48", "--decoder-heads")
+    done = mfkit(f"{command} -o rae.safetensors --decoder-heads 4")
+    assert done.code == 0, done.err
+    rae = package.load(tmp_path / "rae.safetensors")
+
+    latents = torch.randn(3, 192, 2, 2)
+    tokens = (latents.double() * (stats["var"].double() + 1e-5).sqrt() + stats["mean"]).flatten(2).mT
+    pixels = reference.decoder(weights, tokens, 4, 8) * 0.5 + 0.5  # this encoder's mean and std
+    close(rae.decode(latents), pixels.clamp(0, 1))
+
+    images = torch.rand(3, 3, 16, 16)
+    resized = torch.nn.functional.interpolate(images, size=(32, 32), mode="bicubic", align_corners=False)
+    encoder.norm = torch.nn.LayerNorm(192, eps=1e-6, elementwise_affine=False)
+    features = encoder.forward_features((resized - 0.5) / 0.5)[:, 1:].mT.reshape(3, 192, 2, 2)
+    close(rae.encode(images), ((features - stats["mean"]) / (stats["var"] + 1e-5).sqrt()).double())
+
+    failed(mfkit("import decoder.pt -o x.safetensors"), 2, "decoder.pt", "--stats", "--encoder")
+    small = reference.random_decoder(channels=64, side=2, patch=8, width=48, depth=1, hidden=80)
+    torch.save(small, tmp_path / "decoder.pt")
+    failed(mfkit(f"{command} -o x.safetensors --decoder-heads 4"), 3, "64 x 2 x 2", "192 x 2 x 2")
+
+
+def test_weights_of_another_encoder_are_refused(mfkit, tmp_path: Path) -> None:
+    encoder = timm.create_model("vit_tiny_patch16_224", init_values=0.1)
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    command = "train-rae digits:heldout --encoder {} --encoder-weights encoder.safetensors --encoder-size {} "
+    command += "--preset digits -o rae.safetensors"
+    done = mfkit(command.format("vit_tiny_patch16_224", 32))
+    failed(done, 3, "encoder.safetensors does not fit its network", "unexpected blocks.0.ls1.gamma")
+    failed(mfkit(command.format("vit_tiny_patch16_224", 60)), 2, "patches of 16 pixels, which do not divide 60")
+    failed(mfkit(command.format("resnet18", 32)), 2, "resnet18 is no vision transformer")
+    save_file({"pos_embed": torch.ones(1, 7, 192)}, tmp_path / "encoder.safetensors")
+    failed(mfkit(command.format("vit_tiny_patch16_224", 32)), 3, "encoder.safetensors does not fit")
+    failed(mfkit(command.format("tiny", 32)), 2, "--encoder-weights gives a timm model its weights")
+
+
+def test_a_source_on_the_hub(mfkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's own cache, off line: nothing is fetched that was not named."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--someone--weights"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (snapshot / "sub").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    torch.save(reference.random_generator(**SIZES, student=True), snapshot / "sub" / "model.pt")
+    done = mfkit("import hf://someone/weights/sub/model.pt -o student.safetensors")
+    assert done.code == 0, done.err
+    assert open_artifact(tmp_path / "student.safetensors").kind == "student"
+    failed(mfkit("import hf://someone/weights/other.pt -o x.safetensors"), 3, "hf://someone/weights/other.pt")
+    failed(mfkit("import hf://someone -o x.safetensors"), 2, "give hf://owner/repo/path")
+
+
+def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=4, sample_size=32,
+        scaling_factor=0.2, shift_factor=0.1,
+    ).eval()  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    for command in (
+        "encode digits:heldout --vae vae --preset digits -o latents",
+        "train-teacher latents -o teacher.safetensors --steps 2 --batch-size 8",
+        "bootstrap --latents latents -o mf.safetensors --steps 2 --batch-size 8 --sample-every 2",
+        "sample mf.safetensors -n 4 -o samples.npz",
+        "flops mf.safetensors",
+    ):
+        done = mfkit(command)
+        assert done.code == 0, f"{command}: {done.err}"
+    from mfkit.data.images import open_images
+    from mfkit.stages.inputs import open_latents
+
+    rows, source = open_latents(str(tmp_path / "latents")), open_images("digits:heldout", 32)
+    assert rows.shape == (4, 8, 8)
+    image = source[5]["image"][None].float() / 127.5 - 1
+    with torch.no_grad():
+        exact = (vae.encode(image).latent_dist.mean - 0.1) * 0.2
+        assert torch.allclose(rows.source[5]["latent"], exact[0], rtol=2e-3, atol=2e-3)
+        network = package.load(tmp_path / "mf.safetensors")
+        _, noise = draw_rows(0, "sample", range(4), (4, 8, 8), uniforms=1)
+        latents = generate(network, noise, torch.arange(4), steps=1, shift=1, solver="euler")
+        pixels = (vae.decode(latents / 0.2 + 0.1).sample / 2 + 0.5).clamp(0, 1).mul(255)
+    import numpy as np
+
+    drawn = np.load(tmp_path / "samples.npz")["arr_0"].astype(np.float32)
+    assert np.abs(drawn.transpose(0, 3, 1, 2) - pixels.numpy()).max() <= 1
+    failed(mfkit("encode digits --vae latents --preset digits -o y"), 3, "latents holds no diffusers model")
+    failed(mfkit("encode digits --vae nowhere --preset digits -o y"), 3, "nowhere", "owner/repo")
+    failed(mfkit("encode digits --vae vae -o y"), 2, "vae: names no preset")
+    failed(mfkit("encode digits --vae vae --preset digits --image-size 30 -o y"), 3, "4 times", "30 pixels")
+    failed(mfkit("encode digits -o y"), 2, "give --rae or --vae")
+    shutil.rmtree(tmp_path / "vae")
+    failed(mfkit("sample mf.safetensors -n 1 -o z"), 3, "vae", "is gone")
+    assert json.loads((tmp_path / "latents" / "index.json").read_text())["provenance"]["inputs"]["rae"]["kind"] == "vae"

@@ -1,0 +1,97 @@
+"""Encoders and whole RAEs against transformers and diffusers' AutoencoderRAE, which needs it.
+
+transformers is no dependency, not even of the other tests: where it is installed, diffusers takes seconds longer to
+import. `pip install -e '.[parity]'` adds it; CI does so after all else.
+"""
+
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from conftest import close, failed
+
+import mfkit as package
+from mfkit.networks.rae import encode_patches
+from mfkit.stages.encoders import timm_encoder
+
+transformers = pytest.importorskip("transformers", reason="pip install -e '.[parity]'")
+
+
+def perturbed(network: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(4)
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return network.eval()
+
+
+SMALL = dict(hidden_size=128, num_attention_heads=2, num_hidden_layers=2)
+
+
+def test_dinov2_as_transformers_writes_it(tmp_path: Path) -> None:
+    """At a size other than its own, so that its positions are resized."""
+    torch.manual_seed(0)
+    theirs = perturbed(
+        transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**SMALL, patch_size=14, image_size=518)
+        )
+    )
+    theirs.save_pretrained(tmp_path)
+    arguments = {"embed_dim": 128, "depth": 2, "num_heads": 2}
+    ours = timm_encoder("vit_base_patch14_reg4_dinov2", arguments, 56, tmp_path / "model.safetensors")
+    images = torch.randn(2, 3, 56, 56)
+    theirs.layernorm = torch.nn.LayerNorm(128, eps=1e-6, elementwise_affine=False)
+    with torch.no_grad():
+        expected = theirs(images).last_hidden_state[:, 5:]
+        close(encode_patches(ours.network, images).flatten(2).mT, expected.double())
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_siglip_as_transformers_writes_it(tmp_path: Path, size: int) -> None:
+    torch.manual_seed(0)
+    config = transformers.SiglipVisionConfig(**SMALL, intermediate_size=512, patch_size=16, image_size=64)
+    theirs = perturbed(transformers.SiglipVisionModel(config))
+    theirs.save_pretrained(tmp_path)
+    arguments = {"embed_dim": 128, "depth": 2, "num_heads": 2}
+    ours = timm_encoder("vit_base_patch16_siglip_256.v2_webli", arguments, size, tmp_path / "model.safetensors")
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        found = theirs(images, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-1]
+        expected = torch.nn.functional.layer_norm(found, (128,), eps=1e-6)
+        close(encode_patches(ours.network, images).flatten(2).mT, expected.double())
+
+
+@pytest.mark.parametrize(("kind", "patch", "size"), [("dinov2", 14, 56), ("mae", 16, 64)])
+def test_the_folder_of_an_autoencoder_rae(mfkit, tmp_path: Path, kind: str, patch: int, size: int) -> None:
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderRAE(
+        encoder_type=kind, encoder_hidden_size=128, encoder_patch_size=patch, encoder_num_hidden_layers=2,
+        decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
+        decoder_intermediate_size=96, patch_size=8, encoder_input_size=size, latents_mean=torch.randn(128, 4, 4),
+        latents_std=torch.rand(128, 4, 4) + 0.1,
+    )  # fmt: skip
+    perturbed(theirs).save_pretrained(tmp_path / "folder")
+    done = mfkit("import folder -o rae.safetensors")
+    assert done.code == 0, done.err
+    rae = package.load(tmp_path / "rae.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        latents = theirs.encode(images).latent
+        close(rae.encode(images), latents.double())
+        close(rae.reconstruct(latents * rae.latent_scale + rae.latent_mean), theirs.decode(latents).sample.double())
+    theirs.decoder.load_state_dict({k: v for k, v in rae.decoder.state_dict().items() if k != "decoder_pos_embed"})
+    failed(mfkit("import folder -o x.safetensors --stats y.pt"), 2, "--stats: of no use")
+
+
+def test_our_decoder_loads_into_autoencoder_rae(chain: Path) -> None:
+    rae = package.load(chain / "rae.safetensors")
+    config = rae.config
+    theirs = diffusers.AutoencoderRAE(
+        encoder_hidden_size=64, encoder_num_hidden_layers=1, decoder_hidden_size=config.decoder_width,
+        decoder_num_hidden_layers=config.decoder_depth, decoder_num_attention_heads=config.decoder_heads,
+        decoder_intermediate_size=config.decoder_hidden, patch_size=8, encoder_input_size=56,
+    )  # fmt: skip
+    theirs.decoder.decoder_embed = torch.nn.Linear(config.channels, config.decoder_width)  # no such narrow DINOv2
+    theirs.decoder.load_state_dict({k: v for k, v in rae.decoder.state_dict().items() if k != "decoder_pos_embed"})
+    tokens = torch.randn(2, 16, config.channels)
+    assert torch.equal(theirs.decoder(tokens).logits, rae.decoder(tokens).logits)
