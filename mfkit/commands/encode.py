@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import EncodeSettings
+from mfkit.settings import AutoencoderSettings, EncodeSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -14,14 +14,27 @@ def register(app: typer.Typer) -> None:
         app, "encode", EncodeSettings,
         examples="`mfkit encode digits:train --rae rae.safetensors -o latents/`, "
         "`mfkit encode 'train-{000..099}.tar' --rae rae.safetensors -o latents/ --mirror --workers 8`, "
+        "`mfkit encode train/ --vae stabilityai/sd-vae-ft-mse --preset imagenet256 -o latents/`, "
         "`mfkit encode digits:train --rae rae.safetensors -o - | "
         "mfkit train-teacher - -o teacher.safetensors --steps 20`",
     )  # fmt: skip
     def encode(
         images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
-        rae: Annotated[Path, typer.Option(help="RAE whose encoder is used.", metavar="FILE")],
         output: options.OutputFolderOrStream,
         flags: dict[str, Any],
+        rae: Annotated[Path | None, typer.Option(help="RAE whose encoder is used.", metavar="FILE")] = None,
+        vae: Annotated[
+            str | None,
+            typer.Option(
+                help="Or a diffusers AutoencoderKL: its folder, or its repository on the hub, owner/repo or "
+                "hf://owner/repo/folder.",
+                metavar="NAME|DIR",
+            ),
+        ] = None,
+        image_size: Annotated[
+            int | None,
+            typer.Option(help="Side of the images for a VAE; by default the preset's.", min=8, metavar="PX"),
+        ] = None,
         preset: options.Preset = None,
         mirror: Annotated[bool, typer.Option("--mirror", help="Encode the mirror image of each image too.")] = False,
         workers: options.Workers = 0,
@@ -30,9 +43,18 @@ def register(app: typer.Typer) -> None:
         """Images → shards of standardised latents, read ever after instead of the images."""
         from mfkit import presets
         from mfkit.commands.common import inherited_preset
+        from mfkit.errors import UsageError
         from mfkit.files.artifact import open_artifact
-        from mfkit.stages.encode import encode
+        from mfkit.stages.encode import encode, open_vae
 
-        preset = inherited_preset(preset, open_artifact(rae, kinds=("rae",)))
+        if (rae is None) == (vae is None):
+            raise UsageError("give --rae or --vae")
+        if rae and image_size:
+            raise UsageError("--image-size is for a VAE; an RAE knows the size of its images")
+        autoencoder = open_artifact(rae, kinds=("rae",)) if rae else open_vae(str(vae))
+        preset = inherited_preset(preset, autoencoder)
         settings = presets.resolve(EncodeSettings, "encode", preset, flags)
-        return encode(images, rae, output, preset, settings, mirror=mirror, workers=workers, overwrite=overwrite)
+        size = image_size or presets.resolve(AutoencoderSettings, "train-rae", preset, {}).image_size
+        return encode(
+            images, autoencoder, size, output, preset, settings, mirror=mirror, workers=workers, overwrite=overwrite
+        )

@@ -35,6 +35,10 @@ def register(app: typer.Typer) -> None:
         solver: Annotated[
             Literal["euler", "heun"] | None, typer.Option(help="Solver of a teacher's ODE; by default euler.")
         ] = None,
+        time_shift: Annotated[
+            float | None,
+            typer.Option(help="Shift of the time grid; by default the teacher's own, 1 for a student.", min=1),
+        ] = None,
         labels: Annotated[
             str, typer.Option(help="`equal`: the classes in turn; `random`; or class indices.", metavar="LABELS")
         ] = "equal",
@@ -52,5 +56,8 @@ def register(app: typer.Typer) -> None:
 
         if output is None and grid is None:
             raise UsageError("nothing to write: give -o, --grid, or both")
-        request = SampleRequest(count=count, nfe=nfe, solver=solver, labels=labels, seed=seed, batch_size=batch_size)
+        request = SampleRequest(
+            count=count, nfe=nfe, solver=solver, time_shift=time_shift, labels=labels, seed=seed,
+            batch_size=batch_size,
+        )  # fmt: skip
         return sample(Sampler(model, rae, request), output, tar=format == "tar", grid=grid, overwrite=overwrite)

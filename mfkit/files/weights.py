@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mfkit.errors import InputError
-from mfkit.files.artifact import metadata, open_artifact
+from mfkit.files.artifact import Artifact, metadata, open_artifact
 from mfkit.files.atomic import whole_file
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
 
 if TYPE_CHECKING:
     from mfkit.networks.rae import RAE
+    from mfkit.networks.vae import VAE
 
 KINDS = ("rae", "teacher", "student")
 
@@ -46,6 +47,25 @@ def load_rae(path: Path) -> "RAE":
     network = load(path)
     assert isinstance(network, RAE)
     return network
+
+
+def load_autoencoder(artifact: Artifact, *, image_size: int | None = None, side: int | None = None) -> "RAE | VAE":
+    """What turns images into latents and back: an RAE's file or, frozen, a diffusers VAE's folder.
+
+    :param image_size: side of the images that a VAE is to take; or ``side``, that of its latents.
+    """
+    if artifact.kind == "rae":
+        return load_rae(artifact.path)
+    from diffusers import AutoencoderKL
+
+    from mfkit.networks.vae import VAE
+
+    try:
+        network = AutoencoderKL.from_pretrained(artifact.path, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{artifact.path} cannot be read as a VAE: {reason}") from error
+    return VAE(network, image_size=image_size, side=side)
 
 
 def load_generator(path: Path, *kinds: str) -> DiT:

@@ -13,26 +13,41 @@ from mfkit.data.production import Production
 from mfkit.data.sequence import batches_by_shard
 from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.errors import InputError
-from mfkit.files import weights
-from mfkit.files.artifact import open_artifact, provenance
+from mfkit.files import diffusers_folder, weights
+from mfkit.files.artifact import Artifact, open_artifact, provenance
+from mfkit.files.foreign import HUB, local
 from mfkit.networks.rae import RAE
+from mfkit.networks.vae import VAE
 from mfkit.processes import processes
 from mfkit.settings import EncodeSettings, PresetName
 
 
+def open_vae(source: str) -> Artifact:
+    """A diffusers VAE: the folder it was saved to, or a repository of the hub by its name (``owner/repo``)."""
+    if not Path(source).exists() and not source.startswith(HUB):
+        if Path(source).is_absolute() or source.count("/") != 1:
+            raise InputError(f"--vae {source}: neither a folder nor the name of a repository (owner/repo)")
+        source = HUB + source
+    path = local(source, folder=True)
+    if not path.is_dir():
+        raise InputError(f"{path} is a file; --vae takes the folder that diffusers saved an {diffusers_folder.VAE} to")
+    diffusers_folder.open_folder(path, diffusers_folder.VAE)
+    return open_artifact(path)
+
+
 def encode(
-    images: str, rae_path: Path, output: str, preset: PresetName, settings: EncodeSettings, *, mirror: bool,
-    workers: int, overwrite: bool,
+    images: str, autoencoder: Artifact, image_size: int, output: str, preset: PresetName, settings: EncodeSettings, *,
+    mirror: bool, workers: int, overwrite: bool,
 ) -> str | None:  # fmt: skip
     """Writes one latent per image, and one of its mirror image with ``mirror``, as shards or as a stream.
 
+    :param autoencoder: an RAE's file, which has its own image size, or a diffusers VAE's folder.
     :returns: the output's path, for standard output; None for a stream.
     """
-    artifact = open_artifact(rae_path, kinds=("rae",))
-    rae = weights.load_rae(rae_path).to(processes().device)
+    rae = weights.load_autoencoder(autoencoder, image_size=image_size).to(processes().device)
     source = open_images(images, rae.config.image_size)
     names = class_names(source)
-    inputs = {"images": source.artifact, "rae": artifact}
+    inputs = {"images": source.artifact, "rae": autoencoder}
     description = {"dtype": settings.dtype, "mirrored": mirror, "preset": preset}
     shape = list(rae.config.latent_shape)
     if output == STREAM:
@@ -54,10 +69,10 @@ def encode(
 
 
 def _samples(
-    batches: Iterable[Batch], rae: RAE, settings: EncodeSettings, names: list[str], mirror: bool
+    batches: Iterable[Batch], rae: RAE | VAE, settings: EncodeSettings, names: list[str], mirror: bool
 ) -> Iterator[dict[str, Any]]:
     for batch in batches:
-        pixels = batch.columns["image"].to(rae.latent_mean.device).float() / 255
+        pixels = batch.columns["image"].to(rae.device).float() / 255
         views = {"": pixels, "-mirrored": pixels.flip(-1)} if mirror else {"": pixels}
         encoded = {view: rae.encode(images).cpu().numpy().astype(settings.dtype) for view, images in views.items()}
         for row, (number, label) in enumerate(zip(batch.positions, batch.columns["label"].tolist(), strict=True)):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mfkit.networks.dit import AverageVelocityDiT, DiT, VelocityDiT
 from mfkit.networks.rae import RAE
+from mfkit.networks.vae import VAE
 from mfkit.solvers.ode import Solver, jump, trajectory
 from mfkit.solvers.times import time_grid
 
@@ -23,7 +24,7 @@ def generate(network: DiT, noise: Tensor, labels: Tensor, *, steps: int, shift: 
 
 @torch.no_grad()
 def pictures(
-    network: DiT, rae: RAE, noise: Tensor, labels: Tensor, *, steps: int, shift: float, solver: Solver = "euler"
+    network: DiT, rae: RAE | VAE, noise: Tensor, labels: Tensor, *, steps: int, shift: float, solver: Solver = "euler"
 ) -> Tensor:
     """Images (B, 3, S, S) in [0, 1] from noise (B, C, H, W) and labels (B,)."""
     return rae.decode(generate(network, noise, labels, steps=steps, shift=shift, solver=solver))

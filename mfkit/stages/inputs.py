@@ -10,6 +10,12 @@ from mfkit.data.feed import Source
 from mfkit.data.shards import Decode, ShardFolder, ShardStream, open_shards
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import Artifact
+from mfkit.networks.dit import DiTConfig
+from mfkit.presets import GENERATOR_SIZES
+from mfkit.settings import ModelName
+
+AUTOENCODERS = ("rae", "vae")
+"""Kinds of what turns images into latents and back."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,12 @@ def follow(given: str | Path | None, parent: Artifact, role: str, option: str) -
     return str(given) if given is not None else str(parent.recorded(role, option).path)
 
 
+def fresh_config(latents: LatentSet, model: ModelName) -> DiTConfig:
+    """The sizes of a new generator for these latents."""
+    channels, side, _ = latents.shape
+    return DiTConfig(channels=channels, side=side, classes=len(latents.classes), **GENERATOR_SIZES[model])
+
+
 def latent_shape(generator: Artifact) -> tuple[int, ...]:
     """(C, H, W) of the latents that a generator makes."""
     network = generator.config["network"]
@@ -63,8 +75,8 @@ def check_fit(latents: LatentSet, generator: Artifact) -> None:
 
 
 def check_same_rae(one: Artifact, other: Artifact) -> None:
-    """Refuses two files that descend from different RAEs; one that does not say its RAE passes."""
-    raes = one.lineage("rae"), other.lineage("rae")
+    """Refuses two files that descend from different RAEs or VAEs; one that does not say its own passes."""
+    raes = one.lineage(*AUTOENCODERS), other.lineage(*AUTOENCODERS)
     if all(raes) and not raes[0] & raes[1]:
         raise InputError(f"{one.path} and {other.path} come from two different RAEs; their latents do not mix")
 

@@ -1,7 +1,7 @@
 """distill and bootstrap: one mean-flow training; only the source of the velocity differs."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from mfkit.networks.dit import AverageVelocityDiT, null_labels
 from mfkit.objectives.derivative import derivative
 from mfkit.objectives.losses import Loss, mean_flow
 from mfkit.processes import processes
-from mfkit.settings import GeneratorSettings, MeanFlowSettings, PresetName
+from mfkit.settings import GeneratorSettings, MeanFlowSettings, ModelName, PresetName
 from mfkit.solvers.noise import draw_rows
-from mfkit.solvers.times import interpolate, interval
-from mfkit.stages.inputs import LatentSet, check_fit, check_same_rae
+from mfkit.solvers.times import interpolate, interval, time_shift
+from mfkit.stages.inputs import LatentSet, check_fit, check_same_rae, fresh_config
 from mfkit.stages.plan import Plan
 from mfkit.stages.seeding import seeded
 
@@ -37,25 +37,58 @@ def plan_distill(
         with torch.no_grad():
             return network(z, t, y)
 
-    return _plan("distill", latents, init, {"teacher": teacher, "init": init}, teacher_velocity, preset, settings, flow)
+    start = _started(init, latents, settings.seed)
+    return _plan("distill", latents, start, {"teacher": teacher}, teacher_velocity, preset, settings, flow)
 
 
 def plan_bootstrap(
     latents: LatentSet, init: Artifact, preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings
 ) -> Plan:
     """Bootstrapping (MFT): the velocity is the one-point estimate e - x."""
-    return _plan(
-        "bootstrap", latents, init, {"init": init}, lambda z, t, y, one_point: one_point, preset, settings, flow
-    )
+    start = _started(init, latents, settings.seed)
+    return _plan("bootstrap", latents, start, {}, _one_point, preset, settings, flow)
+
+
+def plan_from_scratch(
+    latents: LatentSet, model: ModelName, shift: float, preset: PresetName, settings: GeneratorSettings,
+    flow: MeanFlowSettings,
+) -> Plan:  # fmt: skip
+    """Vanilla mean flow (arXiv 2505.13447, without guidance): the same from random weights."""
+    with seeded(settings.seed):
+        network = AverageVelocityDiT(fresh_config(latents, model))
+    start = _Start(network, shift or time_shift(*latents.shape), latents.classes, latents.artifact.mention("rae"))
+    return _plan("bootstrap", latents, start, {}, _one_point, preset, settings, flow)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A student before its training."""
+
+    network: AverageVelocityDiT
+    time_shift: float
+    classes: list[str]
+    inputs: dict[str, Artifact]
+
+
+def _started(init: Artifact, latents: LatentSet, seed: int) -> _Start:
+    check_fit(latents, init)
+    network = weights.load_generator(init.path, "teacher", "student")
+    if not isinstance(network, AverageVelocityDiT):
+        with seeded(seed):
+            network = AverageVelocityDiT.from_teacher(network)
+    return _Start(network, init.config["time_shift"], init.config["classes"], {"init": init, **init.mention("rae")})
+
+
+def _one_point(z: Tensor, t: Tensor, y: Tensor, one_point: Tensor) -> Tensor:
+    return one_point
 
 
 def _plan(
-    purpose: str, latents: LatentSet, init: Artifact, inputs: dict[str, Artifact], velocity_at: VelocityAt,
+    purpose: str, latents: LatentSet, start: _Start, inputs: dict[str, Artifact], velocity_at: VelocityAt,
     preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings,
 ) -> Plan:  # fmt: skip
-    check_fit(latents, init)
-    network = _student(init, settings.seed)
-    shift, classes = init.config["time_shift"], network.config.classes
+    network, shift = start.network, start.time_shift
+    classes = network.config.classes
     du_dt = derivative(flow.derivative, flow.difference_step)
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
@@ -71,10 +104,10 @@ def _plan(
     return Plan(
         kind="student",
         network=network,
-        config={"time_shift": shift, "classes": init.config["classes"], "preset": preset},
+        config={"time_shift": shift, "classes": start.classes, "preset": preset},
         source=latents.source,
         loss=loss,
-        inputs=inputs | {"latents": latents.artifact} | init.mention("rae"),
+        inputs=inputs | {"latents": latents.artifact} | start.inputs,
         settings=settings,
         other_settings=asdict(flow),
     )
@@ -84,11 +117,3 @@ def instantaneous(positions: Tensor, share: float) -> Tensor:
     """Which rows have r = t: (B,) booleans, spread evenly, so that any run of rows holds its share of them."""
     moving, positions = 1 - share, positions.double()
     return torch.floor((positions + 1) * moving + 1e-6) == torch.floor(positions * moving + 1e-6)
-
-
-def _student(init: Artifact, seed: int) -> AverageVelocityDiT:
-    network = weights.load_generator(init.path, "teacher", "student")
-    if isinstance(network, AverageVelocityDiT):
-        return network
-    with seeded(seed):
-        return AverageVelocityDiT.from_teacher(network)

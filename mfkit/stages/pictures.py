@@ -23,7 +23,7 @@ def grid_from_fixed_noise(
 ) -> None:
     """Writes ``OUTPUT.step-N.png``: up to ten classes, eight pictures each."""
     device = next(network.parameters()).device
-    rae = weights.load_rae(inputs["rae"].path).to(device)
+    rae = weights.load_autoencoder(inputs["rae"], side=network.config.side).to(device)
     classes = min(_ROWS, network.config.classes)
     labels = torch.arange(classes, device=device).repeat_interleave(_COLUMNS)
     shape = (network.config.channels, network.config.side, network.config.side)

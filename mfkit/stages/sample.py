@@ -25,11 +25,12 @@ from mfkit.files.atomic import claim, whole_file
 from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import DiT, VelocityDiT
 from mfkit.networks.rae import RAE
+from mfkit.networks.vae import VAE
 from mfkit.processes import processes
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import Solver, evaluations
 from mfkit.stages.generate import default_steps, pictures
-from mfkit.stages.inputs import check_same_rae, follow
+from mfkit.stages.inputs import AUTOENCODERS, check_same_rae, follow
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class SampleRequest:
     labels: str = "equal"
     """``equal``: the classes in turn; ``random``; or class indices such as ``0,3,7``, in turn."""
     seed: int = 0
+    time_shift: float | None = None
+    """Of the grid of times; None is the model's own for a teacher's ODE and 1 for a student's jumps, as published."""
     batch_size: int = 100
 
 
@@ -59,12 +62,15 @@ class Sampler:
     def __init__(self, model: Path, rae: Path | None, request: SampleRequest) -> None:
         self.device = processes().device
         self.model = open_artifact(model, kinds=("teacher", "student"))
-        self.rae_artifact = open_artifact(Path(follow(rae, self.model, "rae", "--rae")), kinds=("rae",))
+        self.rae_artifact = open_artifact(Path(follow(rae, self.model, "rae", "--rae")), kinds=AUTOENCODERS)
         check_same_rae(self.model, self.rae_artifact)
         self.network: DiT = weights.load_generator(model, "teacher", "student").to(self.device)
-        self.rae: RAE = weights.load_rae(self.rae_artifact.path).to(self.device)
+        side = self.network.config.side
+        self.rae: RAE | VAE = weights.load_autoencoder(self.rae_artifact, side=side).to(self.device)
         self.request = request
         self.steps = _steps(self.network, request)
+        own = self.model.config["time_shift"] if isinstance(self.network, VelocityDiT) else 1.0
+        self.time_shift: float = request.time_shift or own
         self.classes: list[str] = self.model.config["classes"]
         self._choices = _choices(request.labels, len(self.classes))
 
@@ -78,6 +84,7 @@ class Sampler:
             "model": self.model.kind,
             "nfe": evaluations(self.steps, "heun" if solver == "heun" else "euler"),
             "solver": solver,
+            "time_shift": self.time_shift,
             "labels": self.request.labels,
             "seed": self.request.seed,
             "precision": "float32",
@@ -94,7 +101,7 @@ class Sampler:
         else:
             labels = torch.tensor([self._choices[row % len(self._choices)] for row in rows], device=self.device)
         images = pictures(
-            self.network, self.rae, noise, labels, steps=self.steps, shift=self.model.config["time_shift"],
+            self.network, self.rae, noise, labels, steps=self.steps, shift=self.time_shift,
             solver=self.request.solver or "euler",
         )  # fmt: skip
         return to_uint8(images).cpu(), labels.cpu()

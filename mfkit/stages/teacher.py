@@ -3,13 +3,12 @@
 from torch import nn
 
 from mfkit.data.feed import Batch
-from mfkit.networks.dit import DiTConfig, VelocityDiT, null_labels
+from mfkit.networks.dit import VelocityDiT, null_labels
 from mfkit.objectives.losses import Loss, flow_matching
-from mfkit.presets import GENERATOR_SIZES
 from mfkit.settings import FlowSettings, GeneratorSettings, ModelName, PresetName
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.times import shifted, time_shift
-from mfkit.stages.inputs import LatentSet
+from mfkit.stages.inputs import LatentSet, fresh_config
 from mfkit.stages.plan import Plan
 from mfkit.stages.seeding import seeded
 
@@ -18,10 +17,9 @@ def plan(
     latents: LatentSet, model: ModelName, preset: PresetName, settings: GeneratorSettings, flow: FlowSettings
 ) -> Plan:
     """The training of a teacher of size ``model`` on latents."""
-    channels, side, _ = latents.shape
     shift, classes = flow.time_shift or time_shift(*latents.shape), len(latents.classes)
     with seeded(settings.seed):
-        network = VelocityDiT(DiTConfig(channels=channels, side=side, classes=classes, **GENERATOR_SIZES[model]))
+        network = VelocityDiT(fresh_config(latents, model))
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         x, y = batch.columns["latent"], batch.columns["label"]
