@@ -7,7 +7,7 @@ from mfkit.settings import ModelName, PresetName, Settings
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
-GENERATOR_SIZES: dict[str, dict[str, int]] = {
+GENERATOR_SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(width=96, depth=4, heads=3, head_width=128, head_depth=2, head_heads=4),
     "S": dict(width=384, depth=12, heads=6, head_width=2048, head_depth=2, head_heads=16),
     "B": dict(width=768, depth=12, heads=12, head_width=2048, head_depth=2, head_heads=16),
@@ -106,12 +106,27 @@ MODELS: dict[PresetName, ModelName] = {"digits": "tiny", "imagenet256": "XL", "i
 """The generator that a preset trains, when ``--model`` does not say."""
 
 
-LATENTS: dict[str, dict[str, int]] = {
+LATENTS: dict[str, dict[str, Any]] = {
     "digits": dict(channels=TINY_ENCODER["embed_dim"], side=4, classes=10),
     "imagenet256": dict(channels=768, side=16, classes=1000),
     "imagenet512": dict(channels=768, side=32, classes=1000),
 }
 """The latents of a preset, for counting work where there are none yet."""
+
+_DINOV2: dict[str, Any] = dict(encoder="vit_base_patch14_reg4_dinov2", encoder_arguments={})
+RECIPES: dict[PresetName, dict[str, Any]] = {
+    "digits": dict(
+        images=1500, mirror=False, trajectories=8000, encoder="vit_tiny_patch16_224", encoder_arguments=TINY_ENCODER
+    ),
+    "imagenet256": dict(images=1_281_167, mirror=True, trajectories=50_000, **_DINOV2),
+    "imagenet512": dict(images=1_281_167, mirror=True, trajectories=12_500, **_DINOV2),
+}
+"""What the recipes of this name run on, beside their settings."""
+
+PAPER_GPU_DAYS: dict[PresetName, dict[str, float]] = {
+    "imagenet256": {"train-teacher": 78, "midtrain": 2.1, "distill": 21},
+}
+"""H100-days that the MF-RAE paper reports (arXiv 2511.13019). Its teacher is trained for 800 epochs, ours for 80."""
 
 
 def resolve(kind: type[SettingsT], stage: str, preset: PresetName, flags: Mapping[str, Any]) -> SettingsT:

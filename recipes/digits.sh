@@ -46,7 +46,7 @@ make teacher-samples/index.json mfkit sample teacher.safetensors -n "$samples" -
 judge=(--reference digits:train --features rae.safetensors --diversity)
 write fid.json mfkit fid samples "${judge[@]}"
 write fid-teacher.json mfkit fid teacher-samples "${judge[@]}"
-write flops.json mfkit flops mft.safetensors
+write flops.json mfkit flops mft.safetensors --json
 make curves.png mfkit plot teacher.log.jsonl cmt.log.jsonl mfd.log.jsonl mft.log.jsonl -o curves.png
 write report.json python "$recipes/digits_report.py" .
 cat report.json

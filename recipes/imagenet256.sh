@@ -32,5 +32,5 @@ if [ "${BOOTSTRAP:-no}" = yes ]; then
 fi
 [ -e samples.npz ] || "${run[@]}" sample "$student" -n 50000 --nfe 1 -o samples.npz --grid grid.png
 mfkit fid samples.npz --reference "$reference" | tee fid.json
-mfkit flops "$student" | tee flops.json
+mfkit flops "$student" --json | tee flops.json
 mfkit plot ./*.log.jsonl -o curves.png --overwrite

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Result, shell
+from conftest import Result, failed, shell
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
@@ -41,13 +41,6 @@ def test_version_names_the_libraries(mfkit) -> None:
     assert versions["torch"] == torch.__version__.partition("+")[0] and {"mfkit", "timm", "diffusers"} <= set(versions)
 
 
-def failed(result: Result, code: int, *words: str) -> None:
-    assert result.code == code, result.err
-    assert result.out == "" and result.err.startswith("mfkit: error: ") and result.err.count("\n") == 1, result.err
-    for word in words:
-        assert word in result.err, result.err
-
-
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
@@ -64,7 +57,7 @@ def failed(result: Result, code: int, *words: str) -> None:
         ("sample {}/teacher.safetensors -n 1 -o x --solver heun --nfe 4", 2, ["--nfe 4 is even"]),
         ("sample {}/mft.safetensors -n 1", 2, ["give -o, --grid, or both"]),
         ("sample {}/mft.safetensors -n 1 -o {}/samples", 4, ["exists; give --overwrite"]),
-        ("fid digits --reference digits --features what", 2, ["--features what"]),
+        ("fid digits --reference digits --features what", 2, ["what: neither a timm model"]),
         ("fid digits:heldout --reference digits -n 400 --features {}/rae.safetensors", 2, ["there are only 297"]),
         ("train-rae digits --encoder no_such_model -o x.safetensors", 2, ["neither a timm model"]),
         ("train-rae - --encoder tiny -o x.safetensors", 3, ["-"]),
@@ -73,6 +66,8 @@ def failed(result: Result, code: int, *words: str) -> None:
         ("plot gone.jsonl -o x.png", 3, ["gone.jsonl does not exist"]),
         ("inspect {}/rae.log.jsonl", 3, ["rae.log.jsonl is not a safetensors file"]),
         ("flops --rae {}/rae.safetensors", 2, ["give a MODEL"]),
+        ("flops {}/mft.safetensors --plan", 2, ["--plan is of a whole recipe"]),
+        ("flops {}/mft.safetensors --rate 3", 2, ["are for --plan"]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(command: str, code: int, words: list[str], mfkit, chain, tmp_path):

@@ -49,7 +49,7 @@ def test_nearest_distances_find_copies() -> None:
 
 def test_work_of_the_published_networks(mfkit) -> None:
     """157 + 106 = 263 at 256 pixels, as the MF-RAE paper counts."""
-    rules = json.loads(mfkit("flops --preset imagenet256").out)["rules"]
+    rules = json.loads(mfkit("flops --preset imagenet256 --json").out)["rules"]
     published = {"generator": 157, "decoder": 106, "total": 263}
     for part, value in published.items():
         assert rules["macs_without_attention"][part] == pytest.approx(value, rel=0.01)
@@ -57,9 +57,46 @@ def test_work_of_the_published_networks(mfkit) -> None:
     assert rules["flops"]["total"] == pytest.approx(2 * rules["macs"]["total"])
 
 
+def test_vanilla_mean_flow_is_set_beside(mfkit) -> None:
+    """114 + 310 = 424 and -38% in the paper; at 512 pixels it gives 1051 for MF-RAE, attention left out as at 256."""
+    table = json.loads(mfkit("flops --preset imagenet256 --json").out)["vanilla_mean_flow"]
+    rule = table["rules"]["macs_without_attention"]
+    assert (rule["generator"], rule["decoder"], rule["total"]) == pytest.approx((114, 310, 424), rel=0.01)
+    assert table["saved"]["macs_without_attention"] == pytest.approx(0.38, abs=0.005)
+    larger = json.loads(mfkit("flops --preset imagenet512 --json").out)["rules"]
+    assert larger["macs_without_attention"]["total"] == pytest.approx(1051, rel=0.01)
+
+
+def test_counts_as_text_name_their_rules(mfkit) -> None:
+    lines = mfkit("flops --preset imagenet256").out.splitlines()
+    row = next(line for line in lines if line.startswith("macs_without_attention "))
+    assert row.split()[1:4] == ["156.8", "106.6", "263.4"] and row.endswith("37.9%")
+    assert any(
+        line.startswith("macs_without_attention: ") and "attention's two products left out" in line for line in lines
+    )
+
+
+def test_the_cost_of_a_recipe_by_hand(mfkit) -> None:
+    one = json.loads(mfkit("flops --preset imagenet256 --json").out)["rules"]["flops"]["generator"] * 1e9
+    cost = json.loads(mfkit("flops --preset imagenet256 --plan --rate 100 --images 1000 --trajectories 10 --json").out)
+    stages = cost["stages"]
+    assert stages["train-teacher"]["flops"] == pytest.approx(100_000 * 1024 * 3 * one)
+    assert stages["midtrain"]["flops"] == pytest.approx(27_000 * 256 * 3 * one)
+    assert stages["distill"]["flops_per_step"] == pytest.approx(256 * (1 + 3 + 2 / 4) * one)
+    assert stages["bootstrap"]["flops_per_step"] == pytest.approx(256 * (3 + 2 / 4) * one)
+    assert stages["trajectories"]["flops"] == pytest.approx(10 * 16 * one)
+    assert stages["trajectories"]["bytes"] == 10 * 17 * 768 * 16 * 16 * 2
+    assert stages["encode"]["bytes"] == 2 * 1000 * 768 * 16 * 16 * 2
+    assert stages["distill"]["gpu_days"] == pytest.approx(stages["distill"]["flops"] / 100e12 / 86400)
+    assert cost["total"]["flops"] == pytest.approx(sum(stage["flops"] for stage in stages.values()))
+    assert cost["paper_gpu_days"] == {"train-teacher": 78, "midtrain": 2.1, "distill": 21}
+    text = mfkit("flops --preset imagenet256 --plan").out
+    assert "GPU-days" in text and "distill" in text and "400 x 10^12" in text
+
+
 def test_attention_is_counted_by_hand(mfkit) -> None:
     """q k^T and its product with v: 2 N^2 width multiply-adds a block."""
-    rules = json.loads(mfkit("flops --preset digits").out)["rules"]
+    rules = json.loads(mfkit("flops --preset digits --json").out)["rules"]
     by_hand = 16**2 * 2 * (4 * 96 + 2 * 128) / 1e9
     assert rules["macs"]["generator"] - rules["macs_without_attention"]["generator"] == pytest.approx(by_hand, rel=1e-6)
 
@@ -70,7 +107,7 @@ def test_inception_weights_that_cannot_be_downloaded_are_one_line(mfkit, monkeyp
         pytest.skip("clean-fid finds a copy of the weights on this machine")
     result = mfkit("fid digits:heldout --reference digits:heldout")
     assert result.code == 3 and result.out == "" and result.err.count("\n") == 1
-    assert "--features takes an RAE file" in result.err
+    assert "give --inception FILE, or other --features" in result.err
 
 
 def test_fid_of_images_with_themselves_is_zero(mfkit, chain: Path) -> None:
