@@ -1,0 +1,223 @@
+"""mfkit fid: each figure against a computation of its own, and its conditions and warnings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import timm
+import torch
+from conftest import failed
+from PIL import Image
+from safetensors.torch import save_file
+
+from mfkit.metrics.inception_score import inception_score
+from mfkit.metrics.kernel import kernel_distance
+from mfkit.metrics.manifold import precision_recall
+
+
+class _Layers(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(12, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        return self.project(pooled)[:, :, None, None]
+
+
+class _Inception(torch.nn.Module):
+    """The interface of inception-2015-12-05.pt with a small network in it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = _Layers(width)
+        self.output = torch.nn.Linear(width, 7)
+
+    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+        img = torch.nn.functional.interpolate(img, size=(299, 299), mode="bilinear", align_corners=False)
+        features = self.layers((img - 128) / 128).flatten(1)
+        if return_features:
+            return features
+        logits = features @ self.output.weight.T
+        if not no_output_bias:
+            logits = logits + self.output.bias
+        return logits.softmax(1)
+
+
+def save_inception(path: Path, width: int) -> Path:
+    torch.manual_seed(0)
+    torch.jit.script(_Inception(width)).save(str(path))
+    return path
+
+
+@pytest.fixture
+def inception(tmp_path: Path) -> Path:
+    return save_inception(tmp_path / "inception.pt", 48)
+
+
+def write(path: Path, count: int, size: int, seed: int, **more: np.ndarray) -> np.ndarray:
+    images = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    images[: count // 2] //= 1 + seed
+    np.savez(path, arr_0=images, **more)
+    return images
+
+
+def features(inception: Path, images: np.ndarray, resize: str) -> np.ndarray:
+    """By clean-fid's own functions, or the network's own resize."""
+    from cleanfid.resize import build_resizer
+
+    network = torch.jit.load(inception)
+    if resize == "clean":
+        shrink = build_resizer("clean")
+        images = np.stack([shrink(image) for image in images])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return network.layers((pixels - 128) / 128).flatten(1).detach().numpy()
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    return network(pixels, return_features=True).detach().numpy()
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """By scipy's square root."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    offset = 1e-7 * np.eye(len(ca))
+    root = scipy.linalg.sqrtm((ca + offset) @ (cb + offset)).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root))
+
+
+@pytest.mark.parametrize("resize", ["clean", "legacy-tf"])
+def test_fid_by_inception_and_its_square_root_by_scipy(
+    mfkit, tmp_path: Path, inception: Path, resize: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, real = write(tmp_path / "a.npz", 40, 16, 0), write(tmp_path / "b.npz", 30, 16, 1)
+    done = mfkit(f"fid a.npz --reference b.npz --inception {inception} --resize {resize}")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    a, b = features(inception, ours, resize), features(inception, real, resize)
+    assert result["frechet_distance"] == pytest.approx(frechet(a, b), rel=1e-3)
+    assert result["resize"] == resize and "Inception" in result["features"] and result["features_digest"]
+    assert result["samples"]["images"] == 40 and result["reference"]["images"] == 30
+    assert result["samples"]["digest"] != result["reference"]["digest"]
+    assert "40 samples are fewer than the 48 feature dimensions" in caplog.text and "biased upwards" in caplog.text
+
+
+def test_the_other_figures(mfkit, tmp_path: Path, inception: Path) -> None:
+    ours, real = write(tmp_path / "a.npz", 40, 16, 0), write(tmp_path / "b.npz", 30, 16, 1)
+    flags = "--kid --inception-score --precision-recall --diversity"
+    result = json.loads(mfkit(f"fid a.npz --reference b.npz --inception {inception} {flags}").out)
+    a, b = (torch.from_numpy(features(inception, images, "clean")) for images in (ours, real))
+    assert result["kernel_distance"] == pytest.approx(kernel_distance(a.numpy(), b.numpy()), rel=1e-4)
+    assert (result["precision"], result["recall"]) == precision_recall(a, b)
+    assert 1 <= result["inception_score"]["mean"] <= 7
+    assert result["within_class_variance"]["ratio"] > 1
+
+
+def test_statistics_saved_and_used_again(mfkit, tmp_path: Path, inception: Path) -> None:
+    write(tmp_path / "a.npz", 40, 16, 0)
+    write(tmp_path / "b.npz", 30, 16, 1)
+    command = f"fid a.npz --inception {inception} --reference"
+    first = json.loads(mfkit(f"{command} b.npz --save-stats stats.npz").out)
+    done = mfkit(f"{command} stats.npz")
+    again = json.loads(done.out)
+    assert again["frechet_distance"] == pytest.approx(first["frechet_distance"], rel=1e-6)
+    assert again["reference"]["images"] == 30 and again["reference"]["of"]["digest"] == first["reference"]["digest"]
+    failed(mfkit(f"{command} stats.npz --resize legacy-tf"), 3, "stats.npz holds statistics of other features")
+    failed(mfkit(f"{command} stats.npz --kid"), 2, "--kid needs the reference's images")
+    failed(mfkit(f"{command} b.npz --save-stats stats.npz"), 4, "stats.npz exists")
+    failed(mfkit(f"{command} b.npz --save-stats stats.pt"), 2, "must end in .npz")
+
+
+def test_reference_batches_as_adm_publishes_them(mfkit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Statistics of many images beside some of them: the statistics count, and they were resized as legacy-tf does."""
+    inception = save_inception(tmp_path / "inception.pt", 2048)
+    write(tmp_path / "a.npz", 40, 16, 0)
+    many = write(tmp_path / "many.npz", 60, 16, 1)
+    taken = features(inception, many, "legacy-tf").astype(np.float64)
+    np.savez(tmp_path / "adm.npz", arr_0=many[:10], mu=taken.mean(0), sigma=np.cov(taken.T))
+    command = f"fid a.npz --inception {inception} --resize legacy-tf --reference"
+    done = mfkit(f"{command} adm.npz")
+    expected = json.loads(mfkit(f"{command} many.npz").out)["frechet_distance"]
+    assert json.loads(done.out)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    assert "resized" not in caplog.text
+    assert mfkit(f"{command} adm.npz --resize clean").code == 0
+    assert "does not say how its images were resized" in caplog.text
+    assert json.loads(mfkit(f"{command} adm.npz --kid").out)["reference"]["images"] == 10
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(8), sigma=np.eye(8))
+    failed(mfkit(f"{command} narrow.npz"), 3, "narrow.npz", "8 dimensions")
+    np.savez(tmp_path / "object.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    failed(mfkit(f"{command} object.npz"), 3, "object.npz", "allow_pickle=False")
+
+
+def test_images_of_unequal_sizes_are_said(
+    mfkit, tmp_path: Path, inception: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.npz", 6, 16, 0)
+    write(tmp_path / "b.npz", 6, 32, 1)
+    done = mfkit(f"fid a.npz --reference b.npz --inception {inception}")
+    assert done.code == 0 and "the samples are of 16 pixels, the reference of 32" in caplog.text
+
+
+def test_features_of_a_timm_encoder(mfkit, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    save_file(model.state_dict(), tmp_path / "encoder.safetensors")
+    ours, real = write(tmp_path / "a.npz", 6, 16, 0), write(tmp_path / "b.npz", 5, 16, 1)
+    done = mfkit("fid a.npz --reference b.npz --features vit_tiny_patch16_224 --features-weights encoder.safetensors")
+    assert done.code == 0, done.err
+
+    def resized(image: np.ndarray) -> np.ndarray:
+        colours = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
+        return np.stack([np.asarray(colour.resize((224, 224), Image.Resampling.BICUBIC)) for colour in colours])
+
+    def pooled(images: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack([resized(image) for image in images])).clamp(0, 255)
+        with torch.no_grad():
+            return model((pixels / 255 - 0.5) / 0.5).numpy()
+
+    result = json.loads(done.out)
+    assert result["frechet_distance"] == pytest.approx(frechet(pooled(ours), pooled(real)), rel=1e-3)
+    assert "vit_tiny_patch16_224" in result["features"]
+
+
+def test_options_that_contradict_each_other(mfkit, chain: Path, tmp_path: Path) -> None:
+    command = f"fid digits:heldout --reference digits:heldout --features {chain}/rae.safetensors"
+    failed(mfkit(f"{command} --resize legacy-tf"), 2, "--resize legacy-tf is Inception's way")
+    failed(mfkit(f"{command} --inception x.pt"), 2, "--inception is the file of --features inception")
+    failed(mfkit(f"{command} --inception-score"), 2, "--features inception")
+    (tmp_path / "x.pt").write_bytes(b"no network")
+    failed(mfkit("fid digits --reference digits --inception x.pt"), 3, "Inception's weights cannot be had")
+
+
+def test_precision_and_recall_by_hand() -> None:
+    """Two clusters in the reference, one in the samples; one sample far off."""
+    reference = torch.tensor([0.0, 1, 2, 3, 4, 100, 101, 102, 103, 104])[:, None]
+    samples = torch.tensor([0.5, 1.5, 2.5, 3.5, 50.0])[:, None]
+    precision, recall = precision_recall(samples, reference, neighbours=2)
+    assert precision == 4 / 5  # the far one lies in no ball
+    # Balls of the samples reach 2 (the far one: 47 to its second neighbour 2.5, so 50 reaches 2.5 to 97.5).
+    assert recall == sum(any(abs(s - r) <= w for s, w in ((0.5, 2), (1.5, 1), (2.5, 1), (3.5, 2), (50, 47.5)))
+                         for r in reference[:, 0].tolist()) / 10  # fmt: skip
+
+
+def test_kernel_distance_is_unbiased_and_that_of_the_definition() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(30, 4)), random.normal(size=(30, 4)) + 0.5
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return (x @ y / 4 + 1) ** 3
+
+    same = [kernel(x[i], x[j]) for x in (a, b) for i in range(30) for j in range(30) if i != j]
+    cross = [kernel(x, y) for x in a for y in b]
+    exact = sum(same) / (30 * 29) - 2 * np.mean(cross)
+    assert kernel_distance(a, b) == pytest.approx(exact)  # every subset of 30 of 30 is all of them
+    state = np.random.get_state()[1].copy()
+    kernel_distance(a, b)
+    assert (np.random.get_state()[1] == state).all()
+
+
+def test_inception_score_of_known_classes() -> None:
+    sure = torch.eye(4).repeat(25, 1)
+    assert inception_score(sure, splits=5) == pytest.approx((4, 0))
+    assert inception_score(torch.full((100, 4), 0.25)) == pytest.approx((1, 0))
