@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from mfkit.pipeline import MeanFlowPipeline
+
 __version__ = version("mfkit")
-__all__ = ["__version__", "load"]
+__all__ = ["MeanFlowPipeline", "__version__", "load"]
 
 
 def load(path: str | Path) -> nn.Module:
@@ -18,3 +20,12 @@ def load(path: str | Path) -> nn.Module:
     from mfkit.files import weights
 
     return weights.load(path)
+
+
+def __getattr__(name: str) -> object:
+    """:class:`mfkit.pipeline.MeanFlowPipeline`, imported when it is asked for: it takes seconds."""
+    if name == "MeanFlowPipeline":
+        from mfkit.pipeline import MeanFlowPipeline
+
+        return MeanFlowPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ LAYERS = {
     "networks": 2, "solvers": 2, "objectives": 2,
     "files": 3, "data": 3,
     "training": 4, "metrics": 4,
+    "pipeline": 4,
     "stages": 5,
     "commands": 6, "__init__": 7, "__main__": 7,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from mfkit.commands import (
     bootstrap,
     distill,
     encode,
+    export,
     fid,
     flops,
     import_weights,
@@ -31,7 +32,7 @@ app = typer.Typer(
 
 for module in (
     train_rae, encode, train_teacher, trajectories, midtrain, distill, bootstrap, sample, fid, flops, plot,
-    inspect_file, import_weights,
+    inspect_file, import_weights, export,
 ):  # fmt: skip
     module.register(app)
 

@@ -54,18 +54,7 @@ class RAE(nn.Module):
         self.encoder = timm.create_model(
             config.encoder_name, pretrained=False, num_classes=0, img_size=config.encoder_size, **config.encoder
         ).requires_grad_(False)
-        self.decoder = RAEDecoder(
-            hidden_size=config.channels,
-            decoder_hidden_size=config.decoder_width,
-            decoder_num_hidden_layers=config.decoder_depth,
-            decoder_num_attention_heads=config.decoder_heads,
-            decoder_intermediate_size=config.decoder_hidden,
-            num_patches=config.side**2,
-            patch_size=config.image_size // config.side,
-            image_size=config.image_size,
-        )
-        # diffusers makes the positions anew, spaced so that a side is 16; released decoders hold theirs, spaced by 1.
-        self.decoder.register_buffer("decoder_pos_embed", self.decoder.get_buffer("decoder_pos_embed"))
+        self.decoder = new_decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
         self.register_buffer("latent_var", torch.ones(config.latent_shape))
         for name, values in (("encoder_mean", config.encoder_mean), ("encoder_std", config.encoder_std)):
@@ -100,8 +89,7 @@ class RAE(nn.Module):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Patch tokens (B, C, H, W), not standardised, to images (B, 3, S, S), not clamped to [0, 1]."""
-        patches = self.decoder(features.flatten(2).transpose(1, 2)).logits
-        return self.decoder.unpatchify(patches) * self.encoder_std + self.encoder_mean
+        return decode_patches(self.decoder, features, self.encoder_mean, self.encoder_std)
 
     def forward(self, features: Tensor) -> Tensor:
         """What is trained: :meth:`reconstruct`."""
@@ -112,6 +100,32 @@ class RAE(nn.Module):
         if images.shape[-1] != size:
             images = F.interpolate(images, size=(size, size), mode="bicubic")
         return (images - self.encoder_mean) / self.encoder_std
+
+
+def new_decoder(config: RAEConfig) -> RAEDecoder:
+    """A decoder with fresh weights, which keeps its positions with them."""
+    decoder = RAEDecoder(
+        hidden_size=config.channels,
+        decoder_hidden_size=config.decoder_width,
+        decoder_num_hidden_layers=config.decoder_depth,
+        decoder_num_attention_heads=config.decoder_heads,
+        decoder_intermediate_size=config.decoder_hidden,
+        num_patches=config.side**2,
+        patch_size=config.image_size // config.side,
+        image_size=config.image_size,
+    )
+    # diffusers makes the positions anew, spaced so that a side is 16; released decoders hold theirs, spaced by 1.
+    decoder.register_buffer("decoder_pos_embed", decoder.get_buffer("decoder_pos_embed"))
+    return decoder
+
+
+def decode_patches(decoder: RAEDecoder, features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Patch tokens (B, C, H, W), not standardised, to images (B, 3, S, S), not clamped to [0, 1].
+
+    :param mean: (3, 1, 1), that of the encoder's input; likewise ``std``.
+    """
+    patches = decoder(features.flatten(2).transpose(1, 2)).logits
+    return decoder.unpatchify(patches) * std + mean
 
 
 def encode_patches(encoder: Any, images: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""``mfkit export``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mfkit.commands import options
+
+
+def register(app: typer.Typer) -> None:
+    @options.command(
+        app, "export",
+        examples="`mfkit export mft.safetensors -o pipeline/`, "
+        "`mfkit export mft.safetensors --rae rae.safetensors --fid fid.json -o pipeline/`",
+    )  # fmt: skip
+    def export(
+        model: Annotated[Path, typer.Argument(metavar="MODEL", help="Student.")],
+        output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", metavar="DIR")],
+        rae: options.Rae = None,
+        fid: Annotated[
+            Path | None,
+            typer.Option(help="What `mfkit fid` printed for its pictures, for the model card.", metavar="FILE"),
+        ] = None,
+        overwrite: options.Overwrite = False,
+    ) -> str:
+        """Student and decoder → a diffusers pipeline folder, with a model card.
+
+        `MeanFlowPipeline.from_pretrained(DIR)(class_labels=[207], num_inference_steps=1).images` draws from it.
+        """
+        from mfkit.stages.exporting import export
+
+        return export(model, rae, output, fid, overwrite=overwrite)

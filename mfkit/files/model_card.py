@@ -1,0 +1,59 @@
+"""The model card of an exported pipeline: what it is, how it was made, and how good it was measured to be."""
+
+from typing import Any
+
+from mfkit.files.artifact import Artifact
+from mfkit.files.describe import chain
+
+_CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
+
+
+def model_card(student: Artifact, parameters: int, image_size: int, measured: dict[str, Any] | None) -> str:
+    """Markdown, with the hub's header.
+
+    :param measured: what ``mfkit fid`` printed for pictures of this student; None where nothing was measured.
+    """
+    records = chain(student)
+    network = student.config["network"]
+    versions = ", ".join(f"{name} {version}" for name, version in student.provenance.get("libraries", {}).items())
+    parts = [
+        "---\nlibrary_name: diffusers\ntags:\n- image-generation\n- class-conditional\n- mean-flow\n- one-step\n---",
+        f"# One-step pictures of {network['classes']} classes, {image_size} x {image_size}",
+        "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
+        f"{parameters / 1e6:.1f} million parameters on latents of {network['channels']} x {network['side']} x "
+        f"{network['side']}, and their decoder. One evaluation of the network makes a picture, without guidance.",
+        "```sh\npip install mfkit\n```\n\n```python\nfrom mfkit import MeanFlowPipeline\n\n"
+        'pipeline = MeanFlowPipeline.from_pretrained("THIS_FOLDER")\n'
+        "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
+        "## Trained on\n\n" + _images(records),
+        "## Made by\n\n```sh\n"
+        + "\n".join(record["command"] for record in records if "command" in record)
+        + "\n```"
+        + (f"\n\nVersions: mfkit {student.provenance['version']}, {versions}." if versions else ""),
+        "## Measured\n\n" + _measured(measured),
+        "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(student.config["classes"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _images(records: list[dict[str, Any]]) -> str:
+    """The images that any of the commands read."""
+    entries = [entry for record in records for entry in record.get("inputs", {}).values() if entry["kind"] == "images"]
+    lines = {f"- `{entry['path'] or 'a stream'}` ({entry['digest'][:23]}…)" for entry in entries}
+    return "\n".join(sorted(lines)) if lines else "Not recorded: the weights were imported."
+
+
+def _measured(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "Nothing. `mfkit fid` measures it."
+    names = {
+        "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
+        "recall": "recall",
+    }  # fmt: skip
+    lines = [f"- {label}: {measured[name]:.4g}" for name, label in names.items() if name in measured]
+    lines += [f"- {name}: {measured[name]}" for name in ("features", "resize") if name in measured]
+    for side in ("samples", "reference"):
+        told = measured[side]
+        conditions = ", ".join(f"{name} {told[name]}" for name in _CONDITIONS if told.get(name) is not None)
+        lines.append(f"- {side}: `{told['location']}`, {conditions}, {told['digest'][:23]}…")
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""export: a student and its decoder as a diffusers pipeline folder with a model card."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffusers import FlowMapEulerDiscreteScheduler
+
+from mfkit.errors import InputError, OutputError
+from mfkit.files import weights
+from mfkit.files.artifact import open_artifact
+from mfkit.files.atomic import writing
+from mfkit.files.model_card import model_card
+from mfkit.networks.dit import parameter_count
+from mfkit.networks.rae import RAE
+from mfkit.pipeline import MeanFlowPipeline, MeanFlowTransformer, RAELatentDecoder
+from mfkit.stages.inputs import AUTOENCODERS, check_same_rae, follow
+
+_INDEX = "model_index.json"
+
+
+def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, overwrite: bool) -> str:
+    """Writes ``folder``, for :class:`mfkit.pipeline.MeanFlowPipeline`.
+
+    :param rae: the RAE or VAE, where it is not the recorded one.
+    :param fid: what ``mfkit fid`` printed for this student's pictures, for the model card.
+    :returns: the line for standard output.
+    """
+    artifact = open_artifact(model, kinds=("student",))
+    autoencoder = open_artifact(Path(follow(rae, artifact, "rae", "--rae")), kinds=AUTOENCODERS)
+    check_same_rae(artifact, autoencoder)
+    measured = _measured(fid) if fid else None
+    student = weights.load_generator(model, "student")
+    transformer = MeanFlowTransformer(**asdict(student.config))
+    transformer.network.load_state_dict(student.state_dict())
+    loaded = weights.load_autoencoder(autoencoder, side=student.config.side)
+    decoder = _decoder(loaded) if isinstance(loaded, RAE) else loaded.network
+    pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), FlowMapEulerDiscreteScheduler(shift=1.0))
+    card = model_card(artifact, parameter_count(student), loaded.config.image_size, measured)
+    with _whole_folder(folder, overwrite) as partial:
+        pipeline.save_pretrained(partial)
+        (partial / "README.md").write_text(card)
+    return str(folder)
+
+
+def _decoder(rae: RAE) -> RAELatentDecoder:
+    config = asdict(rae.config)
+    decoder = RAELatentDecoder(**{name: value for name, value in config.items() if not name.startswith("encoder")})
+    decoder.decoder.load_state_dict(rae.decoder.state_dict())
+    decoder.latent_mean.copy_(rae.latent_mean)
+    decoder.latent_scale.copy_(rae.latent_scale)
+    decoder.pixel_mean.copy_(rae.encoder_mean)
+    decoder.pixel_std.copy_(rae.encoder_std)
+    return decoder
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+        if isinstance(document, dict) and {"frechet_distance", "samples", "reference"} <= document.keys():
+            return document
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+    raise InputError(f"{path} is not what mfkit fid prints")
+
+
+@contextmanager
+def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``folder``; it takes the final name when the block ends well, else is removed."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not overwrite:
+            raise OutputError(f"{folder} exists; give --overwrite to replace it, or another name with -o")
+        if not (folder / _INDEX).is_file():
+            raise OutputError(f"{folder} is no pipeline, so --overwrite does not remove it")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with writing(folder):
+            partial.mkdir(parents=True)
+            yield partial
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
