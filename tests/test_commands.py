@@ -113,6 +113,23 @@ def test_latents_of_another_shape_are_refused(mfkit, chain: Path, tmp_path: Path
     failed(mfkit(command), 3, "foreign.tar holds latents (8, 4, 4)")
 
 
+def test_a_students_two_steps_meet_at_half_time(mfkit, chain: Path, tmp_path: Path) -> None:
+    """As published; with --time-shift 4 they meet where that shift puts 0.5: at 0.8."""
+    import mfkit as package
+    from mfkit.solvers.noise import draw_rows
+
+    student, rae = package.load(chain / "mft.safetensors"), package.load(chain / "rae.safetensors")
+    _, z = draw_rows(0, "sample", range(10), (32, 4, 4), uniforms=1)
+    y, nought, one = torch.arange(10), torch.zeros(10), torch.ones(10)
+    for flag, middle in (("", 0.5), ("--time-shift 4", 0.8)):
+        assert mfkit(f"sample {chain}/mft.safetensors -n 10 --nfe 2 -o x.npz --overwrite {flag}").code == 0
+        with torch.no_grad():
+            halfway = z - (1 - middle) * student(z, one * middle, one, y)
+            x = halfway - middle * student(halfway, nought, one * middle, y)
+            pixels = 255 * rae.decode(x).permute(0, 2, 3, 1).numpy()
+        assert np.abs(np.load(tmp_path / "x.npz")["arr_0"].astype(float) - pixels).max() <= 0.51
+
+
 def test_foreign_latents_need_only_a_preset_and_their_number_of_classes(mfkit, tmp_path: Path) -> None:
     foreign(tmp_path / "foreign.tar", (8, 4, 4), 4)
     command = "train-teacher foreign.tar -o t.safetensors --steps 2 --batch-size 8"

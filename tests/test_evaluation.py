@@ -24,7 +24,7 @@ class _Layers(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
-        return self.project(pooled)[:, :, None, None]
+        return self.project(pooled).tanh()[:, :, None, None]
 
 
 class _Inception(torch.nn.Module):
@@ -191,14 +191,14 @@ def test_options_that_contradict_each_other(mfkit, chain: Path, tmp_path: Path) 
 
 
 def test_precision_and_recall_by_hand() -> None:
-    """Two clusters in the reference, one in the samples; one sample far off."""
+    """Two clusters in the reference, one in the samples; one sample near it, one far off."""
     reference = torch.tensor([0.0, 1, 2, 3, 4, 100, 101, 102, 103, 104])[:, None]
-    samples = torch.tensor([0.5, 1.5, 2.5, 3.5, 50.0])[:, None]
+    samples = torch.tensor([0.5, 1.5, 2.5, 5.5, 50.0])[:, None]
     precision, recall = precision_recall(samples, reference, neighbours=2)
-    assert precision == 4 / 5  # the far one lies in no ball
-    # Balls of the samples reach 2 (the far one: 47 to its second neighbour 2.5, so 50 reaches 2.5 to 97.5).
-    assert recall == sum(any(abs(s - r) <= w for s, w in ((0.5, 2), (1.5, 1), (2.5, 1), (3.5, 2), (50, 47.5)))
-                         for r in reference[:, 0].tolist()) / 10  # fmt: skip
+    # The ball of 4 reaches its second neighbour, 2, and so 6; the far sample lies in none.
+    assert precision == 4 / 5
+    # The samples' second neighbours are 2, 1, 2, 4 and 47.5 away: their balls end at 2.5, 2.5, 4.5, 9.5 and 97.5.
+    assert recall == 5 / 10
 
 
 def test_kernel_distance_is_unbiased_and_that_of_the_definition() -> None:
