@@ -93,7 +93,9 @@ class MeanFlowPipeline(DiffusionPipeline):
         :param output_type: ``pil``, ``np``, ``pt`` (images in [0, 1]) or ``latent``.
         """
         sizes = self.transformer.config
-        labels = torch.as_tensor([class_labels] if isinstance(class_labels, int) else class_labels)
+        labels = torch.as_tensor(class_labels).reshape(-1)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
         if not len(labels) or labels.min() < 0 or labels.max() > sizes.classes:
             raise ValueError(f"class_labels must be in 0 to {sizes.classes}; {sizes.classes} is no label")
         device, dtype = self._execution_device, self.transformer.dtype

@@ -100,7 +100,9 @@ def test_fid_by_inception_and_its_square_root_by_scipy(
     assert result["resize"] == resize and "Inception" in result["features"] and result["features_digest"]
     assert result["samples"]["images"] == 40 and result["reference"]["images"] == 30
     assert result["samples"]["digest"] != result["reference"]["digest"]
-    assert "40 samples are fewer than the 48 feature dimensions" in caplog.text and "biased upwards" in caplog.text
+    assert (
+        "samples: 40 images are fewer than the 48 feature dimensions" in caplog.text and "biased upwards" in caplog.text
+    )
 
 
 def test_the_other_figures(mfkit, tmp_path: Path, inception: Path) -> None:
@@ -110,7 +112,10 @@ def test_the_other_figures(mfkit, tmp_path: Path, inception: Path) -> None:
     a, b = (torch.from_numpy(features(inception, images, "clean")) for images in (ours, real))
     assert result["kernel_distance"] == pytest.approx(kernel_distance(a.numpy(), b.numpy()), rel=1e-4)
     assert (result["precision"], result["recall"]) == precision_recall(a, b)
-    assert 1 <= result["inception_score"]["mean"] <= 7
+    network = torch.jit.load(inception)
+    rows = (a @ network.output.weight.T).softmax(1)  # without the bias
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert result["inception_score"]["mean"] == pytest.approx(inception_score(rows[order])[0], rel=1e-3)
     assert result["within_class_variance"]["ratio"] > 1
 
 
@@ -123,15 +128,19 @@ def test_statistics_saved_and_used_again(mfkit, tmp_path: Path, inception: Path)
     again = json.loads(done.out)
     assert again["frechet_distance"] == pytest.approx(first["frechet_distance"], rel=1e-6)
     assert again["reference"]["images"] == 30 and again["reference"]["of"]["digest"] == first["reference"]["digest"]
-    failed(mfkit(f"{command} stats.npz --resize legacy-tf"), 3, "stats.npz holds statistics of other features")
+    assert again["reference"]["size"] == 16
+    failed(mfkit(f"{command} stats.npz --resize legacy-tf"), 3, "stats.npz holds", "resize: clean, not legacy-tf")
     failed(mfkit(f"{command} stats.npz --kid"), 2, "--kid needs the reference's images")
     failed(mfkit(f"{command} b.npz --save-stats stats.npz"), 4, "stats.npz exists")
     failed(mfkit(f"{command} b.npz --save-stats stats.pt"), 2, "must end in .npz")
 
 
-def test_reference_batches_as_adm_publishes_them(mfkit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_reference_batches_as_adm_publishes_them(
+    mfkit, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Statistics of many images beside some of them: the statistics count, and they were resized as legacy-tf does."""
-    inception = save_inception(tmp_path / "inception.pt", 2048)
+    monkeypatch.setattr("mfkit.stages.evaluate.INCEPTION_WIDTH", 48)
+    inception = save_inception(tmp_path / "inception.pt", 48)
     write(tmp_path / "a.npz", 40, 16, 0)
     many = write(tmp_path / "many.npz", 60, 16, 1)
     taken = features(inception, many, "legacy-tf").astype(np.float64)
@@ -157,6 +166,17 @@ def test_images_of_unequal_sizes_are_said(
     write(tmp_path / "b.npz", 6, 32, 1)
     done = mfkit(f"fid a.npz --reference b.npz --inception {inception}")
     assert done.code == 0 and "the samples are of 16 pixels, the reference of 32" in caplog.text
+    for size in (16, 24):
+        (tmp_path / "mixed").mkdir(exist_ok=True)
+        for number in range(3):
+            Image.new("RGB", (size, size), (number, size, 9)).save(tmp_path / "mixed" / f"{size}-{number}.png")
+    assert mfkit(f"fid a.npz --reference mixed --inception {inception}").code == 0
+    assert "reference: images of 16 x 16, 24 x 24 pixels were cut and resized to 16" in caplog.text
+    failed(mfkit(f"fid mixed --reference a.npz --inception {inception}"), 3, "different shapes")
+    assert mfkit(f"fid a.npz --reference b.npz --inception {inception} --save-stats s.npz").code == 0
+    caplog.clear()
+    assert mfkit(f"fid a.npz --reference s.npz --inception {inception}").code == 0
+    assert "the reference of 32" in caplog.text and "reference: 6 images are fewer" in caplog.text
 
 
 def test_features_of_a_timm_encoder(mfkit, tmp_path: Path) -> None:
@@ -187,6 +207,8 @@ def test_options_that_contradict_each_other(mfkit, chain: Path, tmp_path: Path) 
     failed(mfkit(f"{command} --inception x.pt"), 2, "--inception is the file of --features inception")
     failed(mfkit(f"{command} --inception-score"), 2, "--features inception")
     (tmp_path / "x.pt").write_bytes(b"no network")
+    torch.jit.script(torch.nn.Linear(3, 3)).save(str(tmp_path / "y.pt"))
+    failed(mfkit("fid digits --reference digits --inception y.pt"), 3, "y.pt is TorchScript of another network")
     failed(mfkit("fid digits --reference digits --inception x.pt"), 3, "Inception's weights cannot be had")
 
 

@@ -68,6 +68,8 @@ def test_labels_and_noise_that_do_not_fit_are_refused(folder: Path) -> None:
     pipeline = package.MeanFlowPipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match="0 to 10"):
         pipeline(class_labels=[11])
+    with pytest.raises(ValueError, match="1 or more"):
+        pipeline(class_labels=[1], num_inference_steps=0)
     with pytest.raises(ValueError, match="expected"):
         pipeline(class_labels=[1], latents=torch.zeros(2, 32, 4, 4))
 
@@ -84,12 +86,15 @@ def test_the_card_says_how_it_was_made_and_measured(folder: Path) -> None:
 
 def test_what_cannot_be_exported(mfkit, chain: Path, tmp_path: Path) -> None:
     failed(mfkit(f"export {chain}/teacher.safetensors -o x"), 3, "is a teacher file; expected: student")
-    failed(mfkit(f"export {chain}/mft.safetensors --fid {chain}/mft.log.jsonl -o x"), 3, "is n")
+    failed(mfkit(f"export {chain}/mft.safetensors --fid {chain}/mft.log.jsonl -o x"), 3, "mft.log.jsonl cannot be used")
+    drawn = {"samples": {"model_digest": "sha256:other"}, "frechet_distance": 1, "reference": {}}
+    (tmp_path / "fid.json").write_text(json.dumps(drawn))
+    failed(mfkit(f"export {chain}/mft.safetensors --fid fid.json -o x"), 3, "fid.json is of samples of another model")
     failed(mfkit(f"export {chain}/mft.safetensors --fid gone.json -o x"), 3, "gone.json cannot be read")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     failed(mfkit(f"export {chain}/mft.safetensors -o taken"), 4, "taken exists")
-    failed(mfkit(f"export {chain}/mft.safetensors -o taken --overwrite"), 4, "taken is no pipeline")
+    failed(mfkit(f"export {chain}/mft.safetensors -o taken --overwrite"), 4, "taken is not what mfkit export writes")
     assert (tmp_path / "taken" / "file").read_text() == "mine" and not (tmp_path / "x").exists()
 
 

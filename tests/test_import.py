@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import mfkit as package
 from mfkit.files.artifact import open_artifact
+from mfkit.networks.released import decoder_config
 from mfkit.solvers.noise import draw_rows
 from mfkit.stages.generate import generate
 
@@ -40,6 +41,7 @@ def test_a_teacher_computes_what_it_was_released_to(mfkit, tmp_path: Path, gated
     assert mfkit("import stage2.pt -o teacher.safetensors --preset imagenet256").code == 0
     artifact = open_artifact(tmp_path / "teacher.safetensors", kinds=("teacher",))
     assert artifact.config["network"] == sizes | {"gated": gated} and artifact.config["preset"] == "imagenet256"
+    assert artifact.config["time_shift"] == 1  # 12 x 4 x 4 is below 4096
     z, _, t, y = inputs()
     close(package.load(artifact.path)(z, t, y), reference.generator(weights, z, t, y, None, sizes["heads"], 4))
 
@@ -50,6 +52,7 @@ def test_a_student_and_its_one_and_two_step_samples(mfkit, tmp_path: Path) -> No
     other = {name: value + 1 for name, value in weights.items()}
     torch.save({"ema": weights, "model": other, "opt": {"state": {}}, "train_steps": 7}, tmp_path / "mf.pt")
     assert mfkit("import mf.pt -o student.safetensors --time-shift 6.93").code == 0
+    assert open_artifact(tmp_path / "student.safetensors").config["time_shift"] == 6.93
     network = package.load(tmp_path / "student.safetensors")
     z, r, t, y = inputs()
     u = lambda z, r, t: reference.generator(weights, z, t, y, r, *HEADS)  # noqa: E731
@@ -62,7 +65,7 @@ def test_a_student_and_its_one_and_two_step_samples(mfkit, tmp_path: Path) -> No
 
 def test_which_weights_of_a_checkpoint(mfkit, tmp_path: Path) -> None:
     one = reference.random_generator(**SIZES, student=False)
-    two = {f"module.{name}": value + 1 for name, value in one.items()}
+    two = {f"_orig_mod.module.{name}": value + 1 for name, value in one.items()}
     torch.save({"ema": one, "model": two}, tmp_path / "both.pt")
     save_file(one, tmp_path / "plain.safetensors")
     assert mfkit("import both.pt -o ema.safetensors").code == 0
@@ -71,7 +74,7 @@ def test_which_weights_of_a_checkpoint(mfkit, tmp_path: Path) -> None:
     ema, model, plain = (package.load(tmp_path / f"{name}.safetensors") for name in ("ema", "model", "plain2"))
     name = "final_layer.linear.bias"
     assert torch.equal(ema.state_dict()[name], one[name]) and torch.equal(plain.state_dict()[name], one[name])
-    assert torch.equal(model.state_dict()[name], two[f"module.{name}"])
+    assert torch.equal(model.state_dict()[name], two[f"_orig_mod.module.{name}"])
     failed(mfkit("import plain.safetensors -o x.safetensors --weights ema"), 3, "no `ema` weights, but plain weights")
 
 
@@ -85,6 +88,8 @@ def test_what_does_not_fit_is_named(mfkit, tmp_path: Path) -> None:
     failed(mfkit("import c.pt -o x.safetensors"), 3, "c.pt lacks enc_feat_rope.freqs_cos")
     torch.save({"mean": torch.zeros(3), "var": torch.ones(3)}, tmp_path / "stat.pt")
     failed(mfkit("import stat.pt -o x.safetensors"), 3, "latent statistics", "--stats")
+    torch.save(weights | {"pos_embed": torch.ones(3)}, tmp_path / "rank.pt")
+    failed(mfkit("import rank.pt -o x.safetensors"), 3, "rank.pt cannot be used")
     torch.save({"layer.weight": torch.ones(3)}, tmp_path / "d.pt")
     failed(mfkit("import d.pt -o x.safetensors"), 3, "neither a DiT-DH generator", "layer.weight")
     torch.save([1, 2], tmp_path / "e.pt")
@@ -137,6 +142,15 @@ def test_an_rae_from_its_released_parts(mfkit, tmp_path: Path) -> None:
     close(rae.encode(images), ((features - stats["mean"]) / (stats["var"] + 1e-5).sqrt()).double())
 
     failed(mfkit("import decoder.pt -o x.safetensors"), 2, "decoder.pt", "--stats", "--encoder")
+    done = mfkit("import decoder.pt --stats stat.pt --encoder rae.safetensors -o again.safetensors --decoder-heads 4")
+    assert done.code == 0, done.err
+    assert torch.equal(package.load(tmp_path / "again.safetensors").encode(images), rae.encode(images))
+    for name, bad in {
+        "wide": torch.ones(2), "negative": -torch.ones(192, 2, 2), "endless": torch.full((192, 2, 2), torch.inf)
+    }.items():  # fmt: skip
+        torch.save(stats | {"var": bad}, tmp_path / f"{name}.pt")
+        wrong = command.replace("stat.pt", f"{name}.pt")
+        failed(mfkit(f"{wrong} -o x.safetensors --decoder-heads 4"), 3, f"{name}.pt: var is")
     small = reference.random_decoder(channels=64, side=2, patch=8, width=48, depth=1, hidden=80)
     torch.save(small, tmp_path / "decoder.pt")
     failed(mfkit(f"{command} -o x.safetensors --decoder-heads 4"), 3, "64 x 2 x 2", "192 x 2 x 2")
@@ -156,6 +170,24 @@ def test_weights_of_another_encoder_are_refused(mfkit, tmp_path: Path) -> None:
     failed(mfkit(command.format("tiny", 32)), 2, "--encoder-weights gives a timm model its weights")
 
 
+def test_published_decoders_need_no_heads() -> None:
+    for width, heads in ((768, 12), (1024, 16), (1152, 16)):
+        weights = reference.random_decoder(channels=8, side=1, patch=2, width=width, depth=1, hidden=8)
+        assert decoder_config(weights, None, "decoder.pt")["decoder_heads"] == heads
+
+
+def test_a_generator_with_an_rae_of_other_latents_is_refused(mfkit, chain: Path, tmp_path: Path) -> None:
+    torch.save(reference.random_generator(**SIZES, student=True), tmp_path / "odd.pt")
+    torch.save(reference.random_generator(**SIZES | {"channels": 32}, student=True), tmp_path / "fits.pt")
+    words = ("makes latents of 12 x 4 x 4", "rae.safetensors has 32 x 4 x 4")
+    failed(mfkit(f"import odd.pt --rae {chain}/rae.safetensors -o x.safetensors"), 3, *words)
+    assert mfkit("import odd.pt -o odd.safetensors").code == 0
+    failed(mfkit(f"sample odd.safetensors --rae {chain}/rae.safetensors -n 1 -o x"), 3, *words)
+    failed(mfkit(f"export odd.safetensors --rae {chain}/rae.safetensors -o x"), 3, *words)
+    assert mfkit(f"import fits.pt --rae {chain}/rae.safetensors -o fits.safetensors").code == 0
+    assert mfkit("sample fits.safetensors -n 1 -o drawn.npz").code == 0  # by the recorded RAE
+
+
 def test_a_source_on_the_hub(mfkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the hub's own cache, off line: nothing is fetched that was not named."""
     from huggingface_hub import constants
@@ -168,9 +200,16 @@ def test_a_source_on_the_hub(mfkit, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     torch.save(reference.random_generator(**SIZES, student=True), snapshot / "sub" / "model.pt")
+    (repository / "refs" / "v2").write_text("1" * 40)
+    other = repository / "snapshots" / ("1" * 40)
+    other.mkdir()
+    torch.save(reference.random_generator(**SIZES, student=False), other / "model.pt")
     done = mfkit("import hf://someone/weights/sub/model.pt -o student.safetensors")
     assert done.code == 0, done.err
     assert open_artifact(tmp_path / "student.safetensors").kind == "student"
+    assert mfkit("import hf://someone/weights@v2/model.pt -o teacher.safetensors").code == 0
+    assert open_artifact(tmp_path / "teacher.safetensors").kind == "teacher"
+    failed(mfkit("import hf://someone/weights/a/../../x.pt -o x.safetensors"), 3, "cannot be had")
     failed(mfkit("import hf://someone/weights/other.pt -o x.safetensors"), 3, "hf://someone/weights/other.pt")
     failed(mfkit("import hf://someone -o x.safetensors"), 2, "give hf://owner/repo/path")
 

@@ -89,8 +89,15 @@ def test_the_cost_of_a_recipe_by_hand(mfkit) -> None:
     assert stages["encode"]["bytes"] == 2 * 1000 * 768 * 16 * 16 * 2
     assert stages["distill"]["gpu_days"] == pytest.approx(stages["distill"]["flops"] / 100e12 / 86400)
     assert cost["total"]["flops"] == pytest.approx(sum(stage["flops"] for stage in stages.values()))
-    assert cost["paper_gpu_days"] == {"train-teacher": 78, "midtrain": 2.1, "distill": 21}
+    assert stages["trajectories"]["flops_per_sample"] == pytest.approx(16 * one)
+    assert {stage: told["gpu_days"] for stage, told in cost["paper"].items()} == {
+        "train-teacher": 78, "midtrain": 2.1, "distill": 21
+    }  # fmt: skip
+    told = cost["paper"]["train-teacher"]
+    assert told["flops"] == pytest.approx(800 * 1_281_167 * 3 * one)
+    assert told["teraflops_per_second"] == pytest.approx(told["flops"] / 78 / 86400 / 1e12)
     text = mfkit("flops --preset imagenet256 --plan").out
+    assert "train-teacher: the paper trains for 800 epochs" in text
     assert "GPU-days" in text and "distill" in text and "400 x 10^12" in text
 
 

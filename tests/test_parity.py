@@ -4,6 +4,7 @@ transformers is no dependency, not even of the other tests: where it is installe
 import. `pip install -e '.[parity]'` adds it; CI does so after all else.
 """
 
+import json
 from pathlib import Path
 
 import diffusers
@@ -67,8 +68,8 @@ def test_the_folder_of_an_autoencoder_rae(mfkit, tmp_path: Path, kind: str, patc
     theirs = diffusers.AutoencoderRAE(
         encoder_type=kind, encoder_hidden_size=128, encoder_patch_size=patch, encoder_num_hidden_layers=2,
         decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
-        decoder_intermediate_size=96, patch_size=8, encoder_input_size=size, latents_mean=torch.randn(128, 4, 4),
-        latents_std=torch.rand(128, 4, 4) + 0.1,
+        decoder_intermediate_size=96, patch_size=8, encoder_input_size=size, scaling_factor=0.5,
+        latents_mean=torch.randn(128, 4, 4), latents_std=torch.rand(128, 4, 4) + 0.1,
     )  # fmt: skip
     perturbed(theirs).save_pretrained(tmp_path / "folder")
     done = mfkit("import folder -o rae.safetensors")
@@ -81,6 +82,11 @@ def test_the_folder_of_an_autoencoder_rae(mfkit, tmp_path: Path, kind: str, patc
         close(rae.reconstruct(latents * rae.latent_scale + rae.latent_mean), theirs.decode(latents).sample.double())
     theirs.decoder.load_state_dict({k: v for k, v in rae.decoder.state_dict().items() if k != "decoder_pos_embed"})
     failed(mfkit("import folder -o x.safetensors --stats y.pt"), 2, "--stats: of no use")
+    failed(mfkit("import folder -o x.safetensors --decoder-heads 4"), 2, "--decoder-heads: of no use")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    for wrong in ({"patch_size": 0}, {"encoder_type": "other"}, {"encoder_num_hidden_layers": "two"}):
+        (tmp_path / "folder" / "config.json").write_text(json.dumps(config | wrong))
+        failed(mfkit("import folder -o x.safetensors"), 3, "folder")
 
 
 def test_our_decoder_loads_into_autoencoder_rae(chain: Path) -> None:

@@ -90,21 +90,29 @@ def _picture_text(counted: dict[str, Any]) -> str:
 
 
 def _recipe_text(cost: dict[str, Any]) -> str:
-    paper = cost.get("paper_gpu_days", {})
+    paper = cost.get("paper", {})
     lines = [
         f"{cost['preset']}: {cost['views']:,} views of {cost['images']:,} images, "
         f"{cost['trajectories']:,} trajectories, {cost['teraflops_per_second']:g} x 10^12 operations a second",
-        _row("stage", "steps", "rows/step", "FLOPs/step", "FLOPs", "GPU-days", "paper", "GB on disk"),
+        _row("stage", "steps", "rows/step", "FLOPs/step*", "FLOPs", "GPU-days", "paper", "GB on disk"),
     ]
     for name, stage in {**cost["stages"], "total": cost["total"]}.items():
-        per_step = f"{stage['flops_per_step']:.3g}" if "flops_per_step" in stage else ""
+        one = stage.get("flops_per_step", stage.get("flops_per_sample"))
+        per_step = f"{one:.3g}" if one else ""
+        reported = f"{paper[name]['gpu_days']:g}" if name in paper else ""
         lines.append(
             _row(
                 name, f"{stage['steps']:,}" if "steps" in stage else "", str(stage.get("rows_per_step", "")), per_step,
-                f"{stage['flops']:.3g}", f"{stage['gpu_days']:.3g}", f"{paper[name]:g}" if name in paper else "",
+                f"{stage['flops']:.3g}", f"{stage['gpu_days']:.3g}", reported,
                 f"{stage['bytes'] / 1e9:,.1f}" if "bytes" in stage else "",
             )
         )  # fmt: skip
+    lines.append("* per image and per trajectory where there are no steps; matrix products alone are counted")
+    lines += [
+        f"{name}: the paper {told['why']}: {told['flops']:.3g} FLOPs in its {told['gpu_days']:g} days are "
+        f"{told['teraflops_per_second']:.0f} x 10^12 a second"
+        for name, told in paper.items()
+    ]
     return "\n".join(lines)
 
 

@@ -29,8 +29,8 @@ Rae = Annotated[Path | None, typer.Option(help="RAE, where it is not the recorde
 EncoderWeights = Annotated[
     str | None,
     typer.Option(
-        help="Local copy of a timm encoder's weights (.safetensors or .pt, also as transformers writes them), or "
-        "hf://owner/repo/path.",
+        help="Local copy of a timm encoder's weights (.safetensors or .pt; DINOv2, SigLIP and MAE also as "
+        "transformers writes them), or hf://owner/repo/path.",
         metavar="FILE",
     ),
 ]

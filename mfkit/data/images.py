@@ -89,6 +89,21 @@ class ImageFolder:
         digest = NAMES_DIGEST + hashlib.sha256(listing.encode()).hexdigest()
         return Artifact(self._folder, "images", {"classes": self._classes or ["0"]}, {}, content_digest=digest)
 
+    def other_sizes(self, looked_at: int = 100) -> str:
+        """Sizes, among some images spread over the folder, that are not those that rows have; empty where all are."""
+        step = max(1, len(self._files) // looked_at)
+        found = set()
+        for file, _ in self._files[::step]:
+            try:
+                with Image.open(file) as image:
+                    found.add(image.size)
+            except (OSError, Image.DecompressionBombError):  # said when the image is read
+                continue
+        if len(found) == 1 and (self._size is None or found == {(self._size, self._size)}):
+            return ""
+        shown = ", ".join(f"{width} x {height}" for width, height in sorted(found)[:3])
+        return shown + (", …" if len(found) > 3 else "")
+
     def __len__(self) -> int:
         return len(self._files)
 

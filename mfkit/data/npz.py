@@ -1,14 +1,16 @@
 """Image sets in ADM's .npz layout: ``arr_0`` (N, S, S, 3) uint8 and ``arr_1`` (N,) int64 labels."""
 
+import json
 import os
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib.format import open_memmap, write_array
 from torch import Tensor
 
 from mfkit.errors import InputError, OutputError
@@ -42,8 +44,8 @@ class NpzWriter:
         self._images[rows.start : rows.stop] = images.permute(0, 2, 3, 1).numpy()
         self._labels[rows.start : rows.stop] = labels.numpy()
 
-    def finish(self) -> None:
-        """Waits for all processes and writes the archive."""
+    def finish(self, conditions: Mapping[str, Any]) -> None:
+        """Waits for all processes and writes the archive, with a member ``conditions``: how the images were drawn."""
         self._images.flush()
         self._labels.flush()
         self._state.wait_for_everyone()
@@ -53,6 +55,8 @@ class NpzWriter:
                     entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day: the same images, the same bytes
                     with part.open("rb") as data, archive.open(entry, "w", force_zip64=True) as member:
                         shutil.copyfileobj(data, member)
+                with archive.open(zipfile.ZipInfo("conditions.npy"), "w") as member:
+                    write_array(member, np.array(json.dumps(conditions)), allow_pickle=False)
 
     def __enter__(self) -> Self:
         return self
@@ -83,8 +87,11 @@ class NpzImages:
             with np.load(path, allow_pickle=False) as archive:
                 self._images = archive["arr_0"]
                 self._labels = archive["arr_1"] if "arr_1" in archive.files else np.zeros(len(self._images), int)
+                self._config = json.loads(str(archive["conditions"])) if "conditions" in archive.files else {}
         except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC): {error}") from error
+        if not isinstance(self._config, dict):
+            raise InputError(f"{path}: its conditions are no JSON object")
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             found = f"{self._images.dtype} {self._images.shape}"
             raise InputError(f"{path}: arr_0 is {found}; expected: uint8 (N, H, W, 3)")
@@ -93,7 +100,7 @@ class NpzImages:
 
     @property
     def artifact(self) -> Artifact:
-        return Artifact(self._path, "images", {}, {}, content_digest=file_digest(self._path))
+        return Artifact(self._path, "images", self._config, {}, content_digest=file_digest(self._path))
 
     def __len__(self) -> int:
         return len(self._images)

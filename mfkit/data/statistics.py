@@ -37,8 +37,10 @@ def read_statistics(path: Path) -> Statistics | None:
             conditions = json.loads(str(archive["conditions"])) if "conditions" in names else {}
     except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as statistics: {error}") from error
-    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(mean).all():
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         raise InputError(f"{path}: mu is {mean.shape} and sigma {covariance.shape}; expected: (D,) and (D, D)")
+    if not np.isfinite(mean).all() or not np.isfinite(covariance).all() or not isinstance(conditions, dict):
+        raise InputError(f"{path}: mu or sigma is not finite, or its conditions are none")
     return Statistics(mean, covariance, conditions, "arr_0" in names, file_digest(path))
 
 

@@ -190,8 +190,8 @@ def file_digest(path: Path) -> str:
 
 def _from_folder(path: Path) -> Artifact:
     if diffusers_folder.class_name(path) == diffusers_folder.VAE:
-        config, file = diffusers_folder.open_folder(path, diffusers_folder.VAE)
-        return Artifact(path, "vae", config, {}, content_digest=file_digest(file))
+        config, _ = diffusers_folder.open_folder(path, diffusers_folder.VAE)
+        return Artifact(path, "vae", config, {}, content_digest=diffusers_folder.digest(path))
     index = path / INDEX_NAME
     if not index.exists():
         raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")

@@ -1,5 +1,6 @@
 """Folders of models that diffusers saved: ``config.json`` and one file of weights."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from mfkit.errors import InputError
 
 VAE = "AutoencoderKL"
 RAE = "AutoencoderRAE"
+_CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = (_CONFIG, _WEIGHTS)
 
 
 def class_name(folder: Path) -> str | None:
@@ -28,8 +31,17 @@ def open_folder(folder: Path, kind: str) -> tuple[dict[str, Any], Path]:
     return _config(folder), file
 
 
+def digest(folder: Path) -> str:
+    """SHA-256 of the config and the weights together."""
+    both = hashlib.sha256()
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            both.update(hashlib.file_digest(file, "sha256").digest())
+    return "sha256:" + both.hexdigest()
+
+
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / _CONFIG
     if not path.is_file():
         return {}
     try:

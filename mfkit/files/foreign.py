@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from mfkit.errors import InputError, UsageError
+from mfkit.files import diffusers_folder
 from mfkit.files.weights import read_tensors
 
 HUB = "hf://"
+FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+"""Endings of files of weights."""
 _PLACE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
 
 
@@ -20,7 +23,7 @@ def local(source: str, *, folder: bool = False) -> Path:
 
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
 
-    :param folder: fetch a folder of JSON and safetensors files instead; its path may be empty.
+    :param folder: fetch the folder of a model that diffusers saved instead; its path may be empty.
     """
     if not source.startswith(HUB):
         path = Path(source)
@@ -40,9 +43,9 @@ def _fetched(source: str, repo: str, revision: str | None, path: str, folder: bo
     try:
         if not folder:
             return Path(hf_hub_download(repo, path, revision=revision))
-        patterns = [f"{path}/{name}".lstrip("/") for name in ("*.json", "*.safetensors")]
+        patterns = [f"{path}/{name}".lstrip("/") for name in diffusers_folder.FILES]
         found = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / path
-    except (OSError, HFValidationError) as error:  # the hub's errors are of these kinds
+    except (OSError, ValueError, HFValidationError) as error:  # the hub's errors are of these kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{source} cannot be had: {reason}") from error
     if not found.is_dir():
@@ -66,5 +69,5 @@ def read_document(path: Path) -> Any:
         what = f" (it asks for {asked[1]})" if asked else ""
         raise InputError(f"{path} is no file of tensors alone{what}; nothing of it is run") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as weights: {reason}") from error
+        # torch's own words recommend to trust the file, or name an internal of its format.
+        raise InputError(f"{path} is no file of weights that torch.save wrote, or it is truncated") from error

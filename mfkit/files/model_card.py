@@ -51,9 +51,16 @@ def _measured(measured: dict[str, Any] | None) -> str:
         "recall": "recall",
     }  # fmt: skip
     lines = [f"- {label}: {measured[name]:.4g}" for name, label in names.items() if name in measured]
-    lines += [f"- {name}: {measured[name]}" for name in ("features", "resize") if name in measured]
-    for side in ("samples", "reference"):
-        told = measured[side]
-        conditions = ", ".join(f"{name} {told[name]}" for name in _CONDITIONS if told.get(name) is not None)
-        lines.append(f"- {side}: `{told['location']}`, {conditions}, {told['digest'][:23]}…")
+    if "inception_score" in measured:
+        score = measured["inception_score"]
+        lines.append(f"- Inception Score: {score['mean']:.4g} ± {score['std']:.2g}")
+    lines += [f"- {name}: {measured[name]}" for name in ("features", "features_digest", "resize") if name in measured]
+    lines += [f"- {side}: {_side(measured[side])}" for side in ("samples", "reference")]
+    if "of" in measured["reference"]:
+        lines.append(f"- the reference's statistics are of: {_side(measured['reference']['of'])}")
     return "\n".join(lines)
+
+
+def _side(told: dict[str, Any]) -> str:
+    conditions = [f"{name} {told[name]}" for name in _CONDITIONS if told.get(name) is not None]
+    return ", ".join([f"`{told.get('location')}`", *conditions, f"{str(told.get('digest'))[:23]}…"])

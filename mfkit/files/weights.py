@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mfkit.errors import InputError
+from mfkit.errors import InputError, using
 from mfkit.files.artifact import Artifact, metadata, open_artifact
 from mfkit.files.atomic import whole_file
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
@@ -60,12 +60,9 @@ def load_autoencoder(artifact: Artifact, *, image_size: int | None = None, side:
 
     from mfkit.networks.vae import VAE
 
-    try:
+    with using(artifact.path):
         network = AutoencoderKL.from_pretrained(artifact.path, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{artifact.path} cannot be read as a VAE: {reason}") from error
-    return VAE(network, image_size=image_size, side=side)
+        return VAE(network, image_size=image_size, side=side)
 
 
 def load_generator(path: Path, *kinds: str) -> DiT:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mfkit.errors import InputError
+from mfkit.files.artifact import file_digest
 from mfkit.networks.rae import RAE
 
 INCEPTION = "inception"
@@ -36,7 +38,7 @@ class Features:
     """Inception's class probabilities."""
 
 
-def rae_features(rae: RAE) -> Features:
+def rae_features(rae: RAE, digest: str) -> Features:
     """The mean over the patches of the standardised latents."""
 
     def take(images: Tensor) -> Tensor:
@@ -44,7 +46,8 @@ def rae_features(rae: RAE) -> Features:
 
     size = rae.config.image_size
     name = "RAE encoder, mean of the standardised patch tokens"
-    return Features(take, {"features": name, "resize": f"bicubic to {size} where needed"}, size)
+    described = {"features": name, "features_digest": digest, "resize": f"bicubic to {size} where needed"}
+    return Features(take, described, size)
 
 
 def timm_features(
@@ -59,7 +62,15 @@ def timm_features(
     def take(images: Tensor) -> Tensor:
         return network((resize(images).to(device) / 255 - shift) / scale).flatten(1).float().cpu()
 
-    return Features(take, {"features": f"{name}, pooled", "resize": f"clean (PIL bicubic) to {size}"})
+    digest = sha256()
+    for value in network.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    described = {
+        "features": f"{name}, pooled",
+        "features_digest": f"weights-sha256:{digest.hexdigest()}",
+        "resize": f"clean (PIL bicubic) to {size}",
+    }
+    return Features(take, described)
 
 
 def inception_features(device: torch.device, resize: Resize, file: Path | None) -> Features:
@@ -69,7 +80,7 @@ def inception_features(device: torch.device, resize: Resize, file: Path | None) 
         ADM's evaluation and the original FID do.
     :param file: a local copy of ``inception-2015-12-05.pt``; None lets clean-fid fetch it.
     """
-    network = _inception(device, file)
+    network, used = _inception(device, file)
     shrink = _resizer(_INCEPTION_SIZE) if resize == "clean" else Tensor.float
 
     @torch.no_grad()
@@ -83,23 +94,27 @@ def inception_features(device: torch.device, resize: Resize, file: Path | None) 
     def probabilities(images: Tensor) -> Tensor:
         return network(shrink(images).to(device), no_output_bias=True).float().cpu()
 
-    described = {"features": "Inception V3 (2015-12-05), pool", "resize": resize}
+    described = {"features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(used), "resize": resize}
     return Features(take, described, probabilities=probabilities)
 
 
-def _inception(device: torch.device, file: Path | None) -> Any:
+def _inception(device: torch.device, file: Path | None) -> tuple[Any, Path]:
+    """The network, and its file."""
     from cleanfid.downloads_helper import check_download_inception
 
     try:
         if file is None:
             with redirect_stdout(sys.stderr):  # where standard output is kept for results
                 file = Path(check_download_inception(fpath="/tmp"))
-        return torch.jit.load(file, map_location=device).eval()
+        network = torch.jit.load(file, map_location=device).eval()
     except (URLError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"Inception's weights cannot be had ({reason}); give --inception FILE, or other --features"
         ) from error
+    if not hasattr(network, "layers"):
+        raise InputError(f"{file} is TorchScript of another network than inception-2015-12-05.pt")
+    return network, file
 
 
 def _resizer(size: int) -> Take:

@@ -14,6 +14,8 @@ from mfkit.errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VARIANCE_FLOOR = 1e-5
+_NORM_EPS = 1e-6
+"""Of the last norm, where an encoder has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,10 @@ def decode_patches(decoder: RAEDecoder, features: Tensor, mean: Tensor, std: Ten
 def encode_patches(encoder: Any, images: Tensor) -> Tensor:
     """The last block's patch tokens (B, C, H, W) after a layer norm WITHOUT affine weights; no prefix tokens."""
     (tokens,) = encoder.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")
-    tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=encoder.norm.eps)
+    # Some ViTs normalise after pooling only.
+    norms = [getattr(encoder, name, None) for name in ("norm", "fc_norm")]
+    eps: float = next((value for norm in norms if (value := getattr(norm, "eps", None))), _NORM_EPS)
+    tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
         raise InputError(f"the encoder gives {tokens.shape[1]} patch tokens, which is no square grid")

@@ -3,7 +3,7 @@
 Names: github.com/bytetriper/RAE (teachers, decoders) and github.com/sony/mf-rae (students).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -44,7 +44,7 @@ def state_dict(document: object, wanted: Literal["ema", "model"] | None, origin:
     chosen = parts.get(wanted or "ema", parts.get("model", document))
     tensors = {_unwrapped(str(name)): value for name, value in chosen.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise InputError(f"{origin} holds no weights; its entries: {_some(document)}")
+        raise InputError(f"{origin} holds no weights; its entries: {some_names(document)}")
     return tensors
 
 
@@ -60,7 +60,8 @@ def recognise(tensors: Tensors, origin: object) -> Holding:
     if {"mean", "var"} & tensors.keys() and tensors.keys() <= {"mean", "var"}:
         return "statistics"
     raise InputError(
-        f"{origin} holds neither a DiT-DH generator, nor an RAE decoder, nor latent statistics, but {_some(tensors)}"
+        f"{origin} holds neither a DiT-DH generator, nor an RAE decoder, nor latent statistics, "
+        f"but {some_names(tensors)}"
     )
 
 
@@ -127,8 +128,8 @@ def diffusers_decoder_names(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _unwrapped(name: str) -> str:
-    for prefix in _WRAPPERS:
-        name = name.removeprefix(prefix)
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
     return name
 
 
@@ -151,6 +152,7 @@ def _side(area: float, name: str, origin: object) -> int:
     return side
 
 
-def _some(names: Mapping[Any, Any]) -> str:
+def some_names(names: Collection[Any]) -> str:
+    """The first of them, for an error."""
     shown = ", ".join(str(name) for name in list(names)[:5])
     return f"{shown}{', …' if len(names) > 5 else ''}" if names else "nothing"

@@ -53,7 +53,9 @@ def timm_names(tensors: Mapping[str, Tensor], *, side: int, fold_class_position:
     :param fold_class_position: add the class token's position to the token, for models whose positions are the
         patches' alone.
     """
-    named = {_timm_name(name): value for name, value in tensors.items() if not _UNUSED.search(name)}
+    named: dict[str, Tensor] = {_timm_name(name): value for name, value in tensors.items() if not _UNUSED.search(name)}
+    if "pos_embed" not in named or any(name.startswith("rope") for name in named):
+        raise ValueError("transformers' layout is known of DINOv2, SigLIP and ViT-MAE alone; take timm's weights")
     for name in [name for name in named if ".attn.q." in name]:
         parts = [named.pop(name.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
         named[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
@@ -71,7 +73,7 @@ def timm_names(tensors: Mapping[str, Tensor], *, side: int, fold_class_position:
 
 
 def _resized(positions: Tensor, side: int, *, antialias: bool) -> Tensor:
-    """Positions (1, N, D) of a square grid at another size, bicubic; DINOv2's alone are antialiased."""
+    """Positions (1, N, D) of a square grid at another size, bicubic; antialiased for DINOv2 with registers alone."""
     old = round(positions.shape[1] ** 0.5)
     if old == side:
         return positions

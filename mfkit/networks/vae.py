@@ -29,6 +29,8 @@ class VAE(nn.Module):
         """:param network: an ``AutoencoderKL``. :param image_size: side of the images; or ``side``, of the latents."""
         super().__init__()
         self.network = network.requires_grad_(False).eval()
+        if not network.config.scaling_factor:
+            raise ValueError("a VAE without a scaling factor")
         factor = 2 ** (len(network.config.block_out_channels) - 1)
         image_size = image_size or factor * (side or 0)
         if not image_size or image_size % factor:

@@ -58,7 +58,9 @@ def encode(
         write_standard_output("latents", known | description, provenance(Path.cwd(), inputs, seed=None), samples)
         return None
     folder = Path(output)
-    with Production(folder, inputs, asdict(settings) | {"mirror": mirror}, overwrite=overwrite) as production:
+    with Production(
+        folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite
+    ) as production:
         batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
         for shard, group in groupby(batches, key=lambda item: item[0]):
             production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import InputError, UsageError, using
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, file_digest, open_artifact
 from mfkit.files.foreign import local, read_document
@@ -42,7 +42,8 @@ class Encoder:
     @torch.no_grad()
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what it makes of an image."""
-        _, *shape = encode_patches(self.network, torch.zeros(1, 3, self.size, self.size)).shape
+        with using(self.name):
+            _, *shape = encode_patches(self.network, torch.zeros(1, 3, self.size, self.size)).shape
         return (shape[0], shape[1], shape[2])
 
 
@@ -50,7 +51,8 @@ def open_encoder(encoder: str, size: int, weights_file: str | None = None) -> En
     """An encoder for square images of ``size`` pixels.
 
     :param encoder: a timm model name; a file, an RAE's or timm's with its ``config.json``; or ``tiny``, not trained.
-    :param weights_file: a local copy of a timm model's weights, as timm or transformers write them.
+    :param weights_file: a local copy of a timm model's weights, as timm writes them, or transformers those of
+        DINOv2, SigLIP and ViT-MAE.
     """
     path = Path(encoder)
     if weights_file and (encoder == TINY or path.suffix == ".safetensors"):
@@ -59,9 +61,7 @@ def open_encoder(encoder: str, size: int, weights_file: str | None = None) -> En
         name = "vit_tiny_patch16_224"
         network = timm.create_model(name, num_classes=0, img_size=size, **TINY_ENCODER)
         return Encoder(name, TINY_ENCODER, size, network)
-    if path.suffix == ".safetensors" and not path.is_file():
-        raise InputError(f"{path} does not exist")
-    if path.suffix == ".safetensors" and not (path.parent / "config.json").exists():
+    if _is_rae(path):
         return _of_rae(path, size)
     if path.suffix == ".safetensors":
         return timm_encoder(_architecture(path), {}, size, path)
@@ -82,12 +82,9 @@ def timm_encoder(
         held = tensors or state_dict(read_document(file), None, file)
         if is_transformers_layout(held):
             arguments = {**arguments, **timm_arguments(held)}
-        network = timm.create_model(name, num_classes=0, img_size=size, **arguments)
-        try:
+        with using(f"{file}, as weights of {name},"):
+            network = timm.create_model(name, num_classes=0, img_size=size, **arguments)
             adapted = _adapted(held, network)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, StopIteration) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{file} does not fit {name}: {reason}") from error
         weights.load_weights(network, adapted, file)
     else:
         network = _published(name, arguments, size)
@@ -135,12 +132,27 @@ def patch_size(name: str, arguments: Mapping[str, Any]) -> int:
     """Side of a timm ViT's patches in pixels."""
     if not timm.is_model(name):
         raise UsageError(f"{name}: neither a timm model nor a file of weights")
-    with torch.device("meta"):
-        patches = getattr(timm.create_model(name, num_classes=0, **arguments), "patch_embed", None)
-    sides = getattr(patches, "patch_size", None)
-    if not sides or sides[0] != sides[1]:
+    with using(name), torch.device("meta"):
+        network = timm.create_model(name, num_classes=0, **arguments)
+    sides = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if not isinstance(sides, tuple) or sides[0] != sides[1] or not hasattr(network, "forward_intermediates"):
         raise UsageError(f"{name} is no vision transformer with square patches")
     return int(sides[0])
+
+
+def encoder_size(encoder: str, side: int) -> int:
+    """Side in pixels of the input from which an encoder, named as for :func:`open_encoder`, makes ``side`` patches."""
+    path = Path(encoder)
+    if _is_rae(path):
+        return int(open_artifact(path, kinds=("rae",)).config["network"]["encoder_size"])
+    return side * patch_size(_architecture(path) if path.suffix == ".safetensors" else encoder, {})
+
+
+def _is_rae(path: Path) -> bool:
+    """Whether a name is that of a safetensors file without timm's ``config.json``, and so of an RAE."""
+    if path.suffix == ".safetensors" and not path.is_file():
+        raise InputError(f"{path} does not exist")
+    return path.suffix == ".safetensors" and not (path.parent / "config.json").exists()
 
 
 def _of_rae(path: Path, size: int) -> Encoder:

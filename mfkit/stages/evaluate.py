@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from mfkit.data.images import ImageSource, open_images
+from mfkit.data.images import ImageFolder, ImageSource, open_images
+from mfkit.data.npz import NpzImages
 from mfkit.data.sequence import Rows, batches_of
 from mfkit.data.shards import ShardStream
 from mfkit.data.statistics import Statistics, read_statistics, write_statistics
@@ -73,8 +74,6 @@ class _Side:
     """(N, D); None where only statistics were given."""
     probabilities: Tensor | None = None
     labels: Tensor | None = None
-    size: int | None = None
-    """Side of the images in pixels."""
     pixels: Tensor | None = None
     """(N, 3, S, S) uint8, where diversity is wanted."""
 
@@ -84,28 +83,39 @@ def evaluate(samples: str, reference: str, wanted: Evaluation, *, overwrite: boo
     if wanted.save_stats:
         claim(wanted.save_stats, overwrite=overwrite, suffix=".npz")
     features = _features(wanted)
+    statistics = _statistics(reference, features, wanted)
     one = _measured(samples, features, features.image_size, wanted, count=wanted.count, probabilities=wanted.score)
-    other = _reference(reference, features, one.size, wanted)
+    if statistics:
+        other = statistics
+    else:
+        # An .npz is taken as it is; other images are cut to the samples' size.
+        size = features.image_size if reference.endswith(".npz") else one.conditions["size"]
+        other = _measured(reference, features, size, wanted)
     _warn(one, other)
     result: dict[str, Any] = {"frechet_distance": frechet_distance(one.moments, other.moments)}
-    if wanted.kernel:
-        ours, theirs = _both(one, other, "--kid")
-        result["kernel_distance"] = kernel_distance(ours.numpy(), theirs.numpy())
     if one.probabilities is not None:
         mean, deviation = inception_score(one.probabilities[_shuffled(len(one.probabilities))])
         result["inception_score"] = {"mean": mean, "std": deviation}
-    if wanted.manifold:
-        ours, theirs = _both(one, other, "--precision-recall")
-        if min(len(ours), len(theirs)) <= _NEIGHBOURS:
-            raise InputError(f"precision and recall need more than {_NEIGHBOURS} images on either side")
-        precision, recall = precision_recall(ours, theirs, _NEIGHBOURS)
-        result |= {"precision": precision, "recall": recall}
+    if one.features is not None and other.features is not None:
+        result |= _of_features(one.features, other.features, wanted)
     result |= features.described | {"samples": one.conditions, "reference": other.conditions}
     if wanted.diversity:
         result |= _diversity(one, other)
     if wanted.save_stats:
-        conditions = features.described | {"images": other.conditions["images"], "of": other.conditions}
+        conditions = features.described | {"of": other.conditions}
         write_statistics(wanted.save_stats, other.moments.mean, other.moments.covariance, conditions)
+    return result
+
+
+def _of_features(ours: Tensor, theirs: Tensor, wanted: Evaluation) -> dict[str, float]:
+    """The figures that need the features of every image."""
+    result = {}
+    if wanted.kernel:
+        result["kernel_distance"] = kernel_distance(ours.numpy(), theirs.numpy())
+    if wanted.manifold:
+        if min(len(ours), len(theirs)) <= _NEIGHBOURS:
+            raise InputError(f"precision and recall need more than {_NEIGHBOURS} images on either side")
+        result["precision"], result["recall"] = precision_recall(ours, theirs, _NEIGHBOURS)
     return result
 
 
@@ -120,49 +130,46 @@ def _features(wanted: Evaluation) -> Features:
     if wanted.features_weights and (wanted.features == INCEPTION or path.suffix == ".safetensors"):
         raise UsageError("--features-weights gives a timm model its weights; name it with --features")
     if wanted.features == INCEPTION:
-        features = inception_features(device, wanted.resize, wanted.inception)
-        used = wanted.inception
-    elif path.suffix == ".safetensors":
-        features, used = rae_features(weights.load_rae(path).to(device)), path
-    else:
-        encoder = timm_encoder(wanted.features, {}, _TIMM_SIZE, wanted.features_weights)
-        features = timm_features(wanted.features, encoder.network, encoder.size, encoder.mean, encoder.std, device)
-        used = wanted.features_weights
-    if used:
-        features.described["features_digest"] = file_digest(used)
-    return features
+        return inception_features(device, wanted.resize, wanted.inception)
+    if path.suffix == ".safetensors":
+        return rae_features(weights.load_rae(path).to(device), file_digest(path))
+    encoder = timm_encoder(wanted.features, {}, _TIMM_SIZE, wanted.features_weights)
+    return timm_features(wanted.features, encoder.network, encoder.size, encoder.mean, encoder.std, device)
 
 
-def _reference(location: str, features: Features, size: int | None, wanted: Evaluation) -> _Side:
-    """The reference measured, or its statistics where its file holds them and they are of these features."""
+def _statistics(location: str, features: Features, wanted: Evaluation) -> _Side | None:
+    """The reference's statistics, where its file holds them and they are what is wanted; None where it has images."""
     path = Path(location)
     found = read_statistics(path) if path.suffix == ".npz" else None
-    images_wanted = wanted.kernel or wanted.manifold or wanted.diversity
-    if found and found.has_images and (images_wanted or not _fits(found, features, wanted)):
-        found = None
     if not found:
-        # An .npz is taken as it is; other images are cut to the samples' size.
-        return _measured(location, features, features.image_size if path.suffix == ".npz" else size, wanted)
-    if not _fits(found, features, wanted):
-        told = found.conditions.get("features", f"{len(found.mean)} dimensions")
-        raise InputError(f"{location} holds statistics of other features ({told}), and no images")
+        return None
+    images_wanted = {"--kid": wanted.kernel, "--precision-recall": wanted.manifold, "--diversity": wanted.diversity}
+    asked = [option for option, given in images_wanted.items() if given]
+    unfit = _unfit(found, features, wanted)
+    if found.has_images and (asked or unfit):
+        return None
+    if asked:
+        raise UsageError(f"{asked[0]} needs the reference's images; {location} holds statistics of them alone")
+    if unfit:
+        raise InputError(f"{location} holds statistics of other features ({unfit}), and no images")
     if not found.conditions and wanted.resize != "legacy-tf":
         logger.warning(
             "%s does not say how its images were resized; ADM's reference batches were by legacy-tf, and with --resize "
             "%s on the samples' side alone the distance is too large", location, wanted.resize,
         )  # fmt: skip
-    conditions = {"location": location, "digest": found.digest, "images": found.conditions.get("images")}
-    if "of" in found.conditions:
-        conditions["of"] = found.conditions["of"]
-    return _Side(Moments(found.mean, found.covariance), conditions)
+    of = found.conditions.get("of", {})
+    conditions = {"location": location, "digest": found.digest, "images": of.get("images"), "size": of.get("size")}
+    return _Side(Moments(found.mean, found.covariance), conditions | ({"of": of} if of else {}))
 
 
-def _fits(found: Statistics, features: Features, wanted: Evaluation) -> bool:
-    """Whether statistics are of these features, as far as their file says it."""
-    if found.conditions:
-        names = ("features", "resize", "features_digest")
-        return all(found.conditions.get(name) == features.described.get(name) for name in names)
-    return wanted.features == INCEPTION and len(found.mean) == INCEPTION_WIDTH
+def _unfit(found: Statistics, features: Features, wanted: Evaluation) -> str:
+    """In what statistics are not of these features, as far as their file says it; empty where they are."""
+    if not found.conditions:
+        fits = wanted.features == INCEPTION and len(found.mean) == INCEPTION_WIDTH
+        return "" if fits else f"{len(found.mean)} dimensions"
+    names = ("features", "resize", "features_digest")
+    odd = [name for name in names if found.conditions.get(name) != features.described.get(name)]
+    return "; ".join(f"{name}: {found.conditions.get(name)}, not {features.described.get(name)}" for name in odd)
 
 
 def _measured(
@@ -183,10 +190,10 @@ def _measured(
     if not taken or sum(map(len, taken)) < 2:
         raise InputError(f"{location}: a Fréchet distance needs two images or more on either side")
     rows = torch.cat(taken)
-    conditions = {"images": len(rows), "size": images.shape[-1], **conditions}
+    conditions = {**conditions, "images": len(rows), "size": images.shape[-1]}
     return _Side(
         Moments.of(rows.numpy()), conditions, rows, torch.cat(classes) if classes else None, torch.cat(labels),
-        images.shape[-1], torch.cat(pixels) if pixels else None,
+        torch.cat(pixels) if pixels else None,
     )  # fmt: skip
 
 
@@ -195,30 +202,32 @@ def _warn(one: _Side, other: _Side) -> None:
     dimensions = len(one.moments.mean)
     if len(other.moments.mean) != dimensions:
         raise InputError(f"the reference has {len(other.moments.mean)} feature dimensions, the samples {dimensions}")
-    if one.size and other.size and one.size != other.size:
+    ours, theirs = one.conditions.get("size"), other.conditions.get("size")
+    if ours and theirs and ours != theirs:
         logger.warning(
             "the samples are of %d pixels, the reference of %d: the features see one of them blurred, and the distance "
-            "is too large", one.size, other.size,
+            "is too large", ours, theirs,
         )  # fmt: skip
     for name, side in (("samples", one), ("reference", other)):
-        if side.features is not None and len(side.features) <= dimensions:
+        count = side.conditions.get("images")
+        if count and count <= dimensions:
             logger.warning(
-                "%d %s are fewer than the %d feature dimensions: the covariance is singular and the distance "
-                "biased upwards", len(side.features), name, dimensions,
+                "%s: %d images are fewer than the %d feature dimensions: the covariance is singular and the distance "
+                "biased upwards", name, count, dimensions,
+            )  # fmt: skip
+        native = side.conditions.get("native_sizes")
+        if native:
+            logger.warning(
+                "%s: images of %s pixels were cut and resized to %d: the distance depends on how", name,
+                native, side.conditions["size"],
             )  # fmt: skip
 
 
-def _both(one: _Side, other: _Side, option: str) -> tuple[Tensor, Tensor]:
-    if one.features is None or other.features is None:
-        raise UsageError(f"{option} needs the reference's images; statistics of them are not enough")
-    return one.features, other.features
-
-
 def _diversity(one: _Side, other: _Side) -> dict[str, Any]:
-    if one.pixels is None or other.pixels is None or one.labels is None or other.labels is None:
-        raise UsageError("--diversity needs the reference's images; statistics of them are not enough")
-    if one.size != other.size:
-        raise UsageError(f"--diversity compares pixels; the images are of {one.size} and {other.size} pixels")
+    assert one.pixels is not None and other.pixels is not None
+    assert one.labels is not None and other.labels is not None
+    if one.pixels.shape[1:] != other.pixels.shape[1:]:
+        raise UsageError("--diversity compares pixels; the images are of unequal sizes")
     images, real = one.pixels.float() / 255, other.pixels.float() / 255
     ours, theirs = within_class_variance(images, one.labels), within_class_variance(real, other.labels)
     nearest = nearest_distances(images, real).quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
@@ -250,9 +259,13 @@ def _conditions(source: ImageSource, location: str) -> dict[str, Any]:
     """Where the images come from, and how they were drawn where they say it."""
     result = {"location": location, "digest": source.artifact.digest}
     folder = Path(location)
+    config: dict[str, Any] = {}
     if folder.is_dir() and (folder / INDEX_NAME).exists():
         config = open_artifact(folder).config
-        names = ("model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
-        result |= {name: config[name] for name in names if name in config}
         result["digest"] = file_digest(folder / INDEX_NAME)
-    return result
+    elif isinstance(source, NpzImages):
+        config = source.artifact.config
+    elif isinstance(source, ImageFolder) and (native := source.other_sizes()):
+        result["native_sizes"] = native
+    names = ("model", "model_digest", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
+    return result | {name: config[name] for name in names if name in config}

@@ -11,17 +11,18 @@ from typing import Any
 
 from diffusers import FlowMapEulerDiscreteScheduler
 
-from mfkit.errors import InputError, OutputError
+from mfkit.errors import InputError, OutputError, using
 from mfkit.files import weights
-from mfkit.files.artifact import open_artifact
+from mfkit.files.artifact import Artifact, open_artifact
 from mfkit.files.atomic import writing
 from mfkit.files.model_card import model_card
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.rae import RAE
 from mfkit.pipeline import MeanFlowPipeline, MeanFlowTransformer, RAELatentDecoder
-from mfkit.stages.inputs import AUTOENCODERS, check_same_rae, follow
+from mfkit.stages.inputs import AUTOENCODERS, check_decodes, check_same_rae, follow, latent_shape
 
 _INDEX = "model_index.json"
+_WRITTEN = {_INDEX, "README.md", "transformer", "decoder", "scheduler"}
 
 
 def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, overwrite: bool) -> str:
@@ -34,7 +35,8 @@ def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, ove
     artifact = open_artifact(model, kinds=("student",))
     autoencoder = open_artifact(Path(follow(rae, artifact, "rae", "--rae")), kinds=AUTOENCODERS)
     check_same_rae(artifact, autoencoder)
-    measured = _measured(fid) if fid else None
+    check_decodes(autoencoder, latent_shape(artifact), model)
+    measured = _measured(fid, artifact) if fid else None
     student = weights.load_generator(model, "student")
     transformer = MeanFlowTransformer(**asdict(student.config))
     transformer.network.load_state_dict(student.state_dict())
@@ -59,26 +61,30 @@ def _decoder(rae: RAE) -> RAELatentDecoder:
     return decoder
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _measured(path: Path, student: Artifact) -> dict[str, Any]:
+    """What ``mfkit fid`` printed, which must be of this student."""
     try:
-        document = json.loads(path.read_text())
-        if isinstance(document, dict) and {"frechet_distance", "samples", "reference"} <= document.keys():
-            return document
+        with using(path):
+            document = json.loads(path.read_text())
+            drawn_by = document["samples"].get("model_digest")
+            float(document["frechet_distance"]), document["reference"].keys()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
-    raise InputError(f"{path} is not what mfkit fid prints")
+    if drawn_by != student.digest:
+        raise InputError(f"{path} is of samples of another model than {student.path}, or of samples that do not say it")
+    return document
 
 
 @contextmanager
 def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``folder``; it takes the final name when the block ends well, else is removed."""
+    folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not overwrite:
             raise OutputError(f"{folder} exists; give --overwrite to replace it, or another name with -o")
-        if not (folder / _INDEX).is_file():
-            raise OutputError(f"{folder} is no pipeline, so --overwrite does not remove it")
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if _INDEX not in held or held - _WRITTEN:
+            raise OutputError(f"{folder} is not what mfkit export writes, so --overwrite does not remove it")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with writing(folder):

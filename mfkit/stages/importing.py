@@ -8,23 +8,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import InputError, UsageError, using
 from mfkit.files import diffusers_folder, weights
 from mfkit.files.artifact import Artifact, file_digest, open_artifact, provenance
 from mfkit.files.atomic import claim
-from mfkit.files.foreign import HUB, local, read_document
-from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, VARIANCE_FLOOR
+from mfkit.files.foreign import FILES, HUB, local, read_document
+from mfkit.networks.rae import RAE, VARIANCE_FLOOR
 from mfkit.networks.released import (
     decoder_config,
     diffusers_decoder_names,
     generator_config,
     recognise,
+    some_names,
     state_dict,
 )
 from mfkit.networks.transformers_names import feed_forward_width
 from mfkit.settings import PresetName
 from mfkit.solvers.times import time_shift
-from mfkit.stages.encoders import assemble, open_encoder, patch_size, timm_encoder
+from mfkit.stages.encoders import assemble, encoder_size, open_encoder, timm_encoder
+from mfkit.stages.inputs import AUTOENCODERS, check_decodes
 
 _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("vit_base_patch14_reg4_dinov2", {}),
@@ -32,7 +34,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("vit_base_patch16_224", {"no_embed_class": True}),
 }
 """The timm model, and its arguments, of each ``encoder_type`` of diffusers' AutoencoderRAE."""
-_NORMS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+_FOLDER_BUFFERS = ("encoder_mean", "encoder_std", "_latents_mean", "_latents_std")
 _FOLDER_SIZES = (
     "encoder_hidden_size", "encoder_num_hidden_layers", "encoder_patch_size", "encoder_input_size", "patch_size",
     "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size",
@@ -68,42 +70,53 @@ def import_weights(source: str, output: Path, request: Import, *, overwrite: boo
         ``AutoencoderRAE`` that diffusers saved; on this machine, or on the hub (``hf://``).
     :returns: the line for standard output.
     """
-    path = local(source, folder=source.startswith(HUB) and not Path(source).suffix)
+    path = local(source, folder=source.startswith(HUB) and not source.endswith(FILES))
     claim(output, overwrite=overwrite, suffix=".safetensors", inputs=[path])
-    if path.is_dir():
-        request.refuse(
-            f"an {diffusers_folder.RAE} folder", "weights", "rae", "time_shift", "stats", "encoder", "encoder_weights"
-        )
-        rae, inputs = _from_diffusers(path)
-        return _save_rae(rae, output, request, inputs)
+    with using(path):
+        imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
+    config = imported.config | ({"preset": request.preset} if request.preset else {})
+    record = provenance(output.parent, imported.inputs, seed=None)
+    weights.save(output, imported.network, imported.kind, config, record)
+    return str(output)
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """A network, and what its file is to say."""
+
+    network: Any
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, Artifact]
+
+
+def _from_file(path: Path, request: Import) -> _Imported:
     tensors = state_dict(read_document(path), request.weights, path)
     holding = recognise(tensors, path)
     if holding == "statistics":
         raise InputError(f"{path} holds latent statistics; give it with --stats, beside a decoder")
     if holding == "decoder":
-        rae, inputs = _from_parts(path, tensors, request)
-        return _save_rae(rae, output, request, inputs)
+        return _from_parts(path, tensors, request)
     request.refuse(f"a {holding}", "stats", "encoder", "encoder_weights", "decoder_heads")
     config = generator_config(tensors, path)
     network = weights.build(holding, vars(config))
     weights.load_weights(network, tensors, path)
-    shift = request.time_shift or time_shift(config.channels, config.side, config.side)
     inputs = {"weights": _foreign(path, "weights")}
     if request.rae:
-        inputs["rae"] = open_artifact(request.rae, kinds=("rae", "vae"))
+        inputs["rae"] = open_artifact(request.rae, kinds=AUTOENCODERS)
+        check_decodes(inputs["rae"], (config.channels, config.side, config.side), path)
+    shift = request.time_shift or time_shift(config.channels, config.side, config.side)
     description = {"time_shift": shift, "classes": [str(label) for label in range(config.classes)]}
-    _save(network, holding, output, description, request.preset, inputs)
-    return str(output)
+    return _Imported(network, holding, description, inputs)
 
 
-def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> tuple[RAE, dict[str, Artifact]]:
+def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> _Imported:
     """A released decoder with the statistics and the encoder that it was made for."""
     request.refuse("an RAE decoder", "rae", "time_shift")
     if not request.stats or not request.encoder:
         raise UsageError(f"{path} holds an RAE decoder: give its latents' --stats and its --encoder")
     sizes = decoder_config(tensors, request.decoder_heads, path)
-    encoder_size = sizes["side"] * patch_size(request.encoder, {})
-    encoder = open_encoder(request.encoder, encoder_size, request.encoder_weights)
+    encoder = open_encoder(request.encoder, encoder_size(request.encoder, sizes["side"]), request.encoder_weights)
     if encoder.latent_shape() != (sizes["channels"], sizes["side"], sizes["side"]):
         raise InputError(
             f"{path} decodes {sizes['channels']} x {sizes['side']} x {sizes['side']}; {request.encoder} gives "
@@ -114,35 +127,36 @@ def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> tupl
     stats = local(request.stats)
     _set_statistics(rae, state_dict(read_document(stats), None, stats), stats)
     inputs = {"decoder": _foreign(path, "weights"), "stats": _foreign(stats, "statistics")}
-    return rae, inputs | ({"encoder": encoder.source} if encoder.source else {})
+    inputs |= {"encoder": encoder.source} if encoder.source else {}
+    return _Imported(rae, "rae", {"classes": []}, inputs)
 
 
 def _set_statistics(rae: RAE, tensors: dict[str, Tensor], path: Path) -> None:
-    unknown = tensors.keys() - {"mean", "var"}
-    if unknown or "var" not in tensors:
-        raise InputError(f"{path} holds {', '.join(tensors)}; expected: the latents' mean and var")
-    for name, buffer in (("mean", rae.latent_mean), ("var", rae.latent_var)):
-        if name not in tensors:
-            continue  # latents that were not centred
-        value = tensors[name]
-        try:
-            buffer.copy_(value.reshape(value.shape[-3:]).expand_as(buffer))
-        except RuntimeError as error:
-            raise InputError(
-                f"{path}: {name} is {tuple(value.shape)}; the latents are {tuple(buffer.shape)}"
-            ) from error
+    if tensors.keys() - {"mean", "var"} or "var" not in tensors:
+        raise InputError(f"{path} holds {some_names(tensors)}; expected: the latents' mean and var")
+    mean = tensors.get("mean", torch.zeros(()))  # latents that were not centred have none
+    _spread("mean", mean, rae.latent_mean, path)
+    _spread("var", tensors["var"], rae.latent_var, path)
+    if rae.latent_var.min() < 0:
+        raise InputError(f"{path}: var is negative in places")
 
 
-def _from_diffusers(folder: Path) -> tuple[RAE, dict[str, Artifact]]:
+def _from_diffusers(folder: Path, request: Import) -> _Imported:
     """An RAE from the folder of a saved AutoencoderRAE."""
+    given = ("weights", "rae", "time_shift", "stats", "encoder", "encoder_weights", "decoder_heads")
+    request.refuse(f"an {diffusers_folder.RAE} folder", *given)
     config, file = diffusers_folder.open_folder(folder, diffusers_folder.RAE)
     tensors = weights.read_tensors(file)
     if config.get("encoder_type") not in _ENCODERS:
         raise InputError(f"{folder} has an encoder of type {config.get('encoder_type')}; known: {', '.join(_ENCODERS)}")
-    lacking = [name for name in _FOLDER_SIZES if not isinstance(config.get(name), int)]
-    if lacking:
-        raise InputError(f"{folder}/config.json lacks {', '.join(lacking)}")
+    wrong = [name for name in _FOLDER_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if wrong:
+        raise InputError(f"{folder}/config.json does not say {some_names(wrong)}")
     held = {part: _part(tensors, part) for part in ("encoder.", "decoder.")}
+    plain = {name: value for name, value in tensors.items() if not name.startswith(("encoder.", "decoder."))}
+    if plain.keys() != set(_FOLDER_BUFFERS):
+        odd = plain.keys() ^ set(_FOLDER_BUFFERS)
+        raise InputError(f"{file} does not fit an {diffusers_folder.RAE}: {some_names(sorted(odd))} missing or unknown")
     name, arguments = _ENCODERS[config["encoder_type"]]
     width = config["encoder_hidden_size"]
     arguments = arguments | {
@@ -150,7 +164,7 @@ def _from_diffusers(folder: Path) -> tuple[RAE, dict[str, Artifact]]:
         "patch_size": config["encoder_patch_size"], "mlp_ratio": feed_forward_width(held["encoder."]) / width,
     }  # fmt: skip
     encoder = timm_encoder(name, arguments, config["encoder_input_size"], file, held["encoder."])
-    mean, std = (tuple(config.get(f"encoder_norm_{name}") or default) for name, default in _NORMS.items())
+    mean, std = (tuple(plain[f"encoder_{what}"].flatten().tolist()) for what in ("mean", "std"))
     encoder = replace(encoder, mean=mean, std=std)
     channels, side, _ = encoder.latent_shape()
     rae = assemble(encoder, {
@@ -160,34 +174,25 @@ def _from_diffusers(folder: Path) -> tuple[RAE, dict[str, Artifact]]:
     })  # fmt: skip
     positions = {"decoder_pos_embed": rae.decoder.state_dict()["decoder_pos_embed"]}  # diffusers makes them anew
     weights.load_weights(rae.decoder, positions | held["decoder."], file)
-    scale = tensors.get("_latents_std", torch.ones(1)).double() + VARIANCE_FLOOR
-    if config.get("scaling_factor", 1.0) != 1.0:
-        scale = scale / config["scaling_factor"]
+    scale = (plain["_latents_std"].double() + VARIANCE_FLOOR) / config.get("scaling_factor", 1.0)
     # diffusers divides by std + floor, we by sqrt(var + floor): a variance that makes them the same.
-    rae.latent_var.copy_(_spread(scale.square() - VARIANCE_FLOOR, rae.latent_var))
-    rae.latent_mean.copy_(_spread(tensors.get("_latents_mean", torch.zeros(1)), rae.latent_mean))
-    return rae, {"weights": _foreign(file, "weights")}
+    _spread("_latents_std", scale.square() - VARIANCE_FLOOR, rae.latent_var, file)
+    _spread("_latents_mean", plain["_latents_mean"], rae.latent_mean, file)
+    return _Imported(rae, "rae", {"classes": []}, {"weights": _foreign(file, "weights")})
+
+
+def _spread(name: str, value: Tensor, buffer: Tensor, path: Path) -> None:
+    """Copies per element (C, H, W), per channel (C, 1, 1), or one for all, with or without a leading 1."""
+    shape = tuple(value.shape[1:] if value.ndim == 4 and len(value) == 1 else value.shape)
+    fits = shape in (tuple(buffer.shape), (len(buffer), 1, 1)) or value.numel() == 1
+    if not fits or not value.isfinite().all():
+        held = f"of shape {tuple(value.shape)}" if not fits else "not finite"
+        raise InputError(f"{path}: {name} is {held}; the latents are {tuple(buffer.shape)}")
+    buffer.copy_((value.reshape(()) if value.numel() == 1 else value.reshape(shape)).expand_as(buffer))
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _spread(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(value.shape[-3:]).expand_as(like)
-
-
-def _save_rae(rae: RAE, output: Path, request: Import, inputs: dict[str, Artifact]) -> str:
-    _save(rae, "rae", output, {"classes": []}, request.preset, inputs)
-    return str(output)
-
-
-def _save(
-    network: Any, kind: str, output: Path, config: dict[str, Any], preset: PresetName | None,
-    inputs: dict[str, Artifact],
-) -> None:  # fmt: skip
-    described = config | ({"preset": preset} if preset else {})
-    weights.save(output, network, kind, described, provenance(output.parent, inputs, seed=None))
 
 
 def _foreign(path: Path, kind: str) -> Artifact:

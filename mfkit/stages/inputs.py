@@ -74,6 +74,24 @@ def check_fit(latents: LatentSet, generator: Artifact) -> None:
     check_same_rae(latents.artifact, generator)
 
 
+def check_decodes(autoencoder: Artifact, shape: tuple[int, ...], generator: Path) -> None:
+    """Refuses an RAE or VAE whose latents are not those that a generator makes.
+
+    :param shape: (C, H, W) of the generator's latents.
+    """
+    if autoencoder.kind == "rae":
+        network = autoencoder.config["network"]
+        fits, held = (
+            network["channels"] == shape[0] and network["side"] == shape[1],
+            (f"{network['channels']} x {network['side']} x {network['side']}"),
+        )
+    else:
+        channels = autoencoder.config.get("latent_channels")
+        fits, held = channels == shape[0], f"{channels} channels"
+    if not fits:
+        raise InputError(f"{generator} makes latents of {' x '.join(map(str, shape))}; {autoencoder.path} has {held}")
+
+
 def check_same_rae(one: Artifact, other: Artifact) -> None:
     """Refuses two files that descend from different RAEs or VAEs; one that does not say its own passes."""
     raes = one.lineage(*AUTOENCODERS), other.lineage(*AUTOENCODERS)

@@ -30,7 +30,7 @@ from mfkit.processes import processes
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import Solver, evaluations
 from mfkit.stages.generate import default_steps, pictures
-from mfkit.stages.inputs import AUTOENCODERS, check_same_rae, follow
+from mfkit.stages.inputs import AUTOENCODERS, check_decodes, check_same_rae, follow, latent_shape
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Sampler:
         self.model = open_artifact(model, kinds=("teacher", "student"))
         self.rae_artifact = open_artifact(Path(follow(rae, self.model, "rae", "--rae")), kinds=AUTOENCODERS)
         check_same_rae(self.model, self.rae_artifact)
+        check_decodes(self.rae_artifact, latent_shape(self.model), model)
         self.network: DiT = weights.load_generator(model, "teacher", "student").to(self.device)
         side = self.network.config.side
         self.rae: RAE | VAE = weights.load_autoencoder(self.rae_artifact, side=side).to(self.device)
@@ -82,6 +83,7 @@ class Sampler:
             "size": self.rae.config.image_size,
             "classes": self.classes,
             "model": self.model.kind,
+            "model_digest": self.model.digest,
             "nfe": evaluations(self.steps, "heun" if solver == "heun" else "euler"),
             "solver": solver,
             "time_shift": self.time_shift,
@@ -176,7 +178,7 @@ def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
         for part, rows in _progress(list(row_ranges(request.count, request.batch_size, request.batch_size))):
             if part % state.num_processes == state.process_index:
                 writer.put(rows, *sampler.draw(rows))
-        writer.finish()
+        writer.finish(sampler.describe())
 
 
 def _progress(parts: list) -> tqdm:

@@ -4,6 +4,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mfkit.errors import using
 from mfkit.files.artifact import Artifact, open_artifact
 from mfkit.metrics.flops import (
     RULES,
@@ -17,7 +18,7 @@ from mfkit.metrics.flops import (
 )
 from mfkit.networks.dit import DiTConfig
 from mfkit.networks.rae import RAEConfig
-from mfkit.presets import DECODER_SIZES, GENERATOR_SIZES, LATENTS, MODELS, PAPER_GPU_DAYS, RECIPES, resolve
+from mfkit.presets import DECODER_SIZES, GENERATOR_SIZES, LATENTS, MODELS, PAPER, RECIPES, resolve
 from mfkit.settings import (
     AutoencoderSettings,
     EncodeSettings,
@@ -27,7 +28,7 @@ from mfkit.settings import (
     TrajectorySettings,
 )
 from mfkit.solvers.ode import evaluations
-from mfkit.stages.inputs import AUTOENCODERS, follow
+from mfkit.stages.inputs import AUTOENCODERS, check_decodes, follow, latent_shape
 
 _COMPARABLE = 256
 """Side in pixels from which on vanilla mean flow is set beside: its VAE is made for such images."""
@@ -42,6 +43,7 @@ def work(model: Path, rae: Path | None) -> dict[str, Any]:
     artifact = open_artifact(model, kinds=("teacher", "student"))
     config = DiTConfig(**artifact.config["network"])
     other = open_artifact(Path(follow(rae, artifact, "rae", "--rae")), kinds=AUTOENCODERS)
+    check_decodes(other, latent_shape(artifact), model)
     decoder, image_size = _decoder(other, config.side)
     return _table(generator_work(config, artifact.kind), decoder, image_size)
 
@@ -74,10 +76,10 @@ def recipe_work(
     latent = prod((generator.channels, generator.side, generator.side))
     per_trajectory = evaluations(solved.solver_steps, solved.solver)
     stages = {
-        "encode": _cost(views * 1e9 * encoder_work(_preset_rae(preset))["flops"], rate)
+        "encode": _counted(views, 1e9 * encoder_work(_preset_rae(preset))["flops"], rate)
         | {"bytes": views * latent * _BYTES[storage.dtype]},
         "train-teacher": _training("train-teacher", preset, _TRAINED, one, rate),
-        "trajectories": _cost(count * per_trajectory * one, rate)
+        "trajectories": _counted(count, per_trajectory * one, rate)
         | {"bytes": count * (solved.solver_steps + 1) * latent * _BYTES[solved.dtype]},
         "midtrain": _training("midtrain", preset, _TRAINED, one, rate),
         "distill": _training("distill", preset, 1 + _TRAINED + _derivative("distill", preset), one, rate),
@@ -96,9 +98,20 @@ def recipe_work(
             "bytes": sum(stage.get("bytes", 0) for stage in stages.values()),
         },
     }
-    if preset in PAPER_GPU_DAYS:
-        result["paper_gpu_days"] = PAPER_GPU_DAYS[preset]
+    if preset in PAPER:
+        result["paper"] = {stage: _reported(told, one) for stage, told in PAPER[preset].items()}
     return result
+
+
+def _reported(told: dict[str, Any], one: float) -> dict[str, Any]:
+    """What a paper spent on a stage, by our count of its work, and what its GPUs then achieved."""
+    flops = told["rows"] * told["passes"] * one
+    return {
+        "gpu_days": told["gpu_days"],
+        "flops": flops,
+        "teraflops_per_second": flops / (told["gpu_days"] * _DAY) / 1e12,
+        "why": told["why"],
+    }
 
 
 def _training(stage: str, preset: PresetName, evaluations_per_row: float, one: float, rate: float) -> dict[str, Any]:
@@ -111,6 +124,10 @@ def _training(stage: str, preset: PresetName, evaluations_per_row: float, one: f
         "flops_per_step": per_step,
     }
     return shape | _cost(settings.steps * per_step, rate)
+
+
+def _counted(samples: int, per_sample: float, rate: float) -> dict[str, float]:
+    return {"samples": samples, "flops_per_sample": per_sample} | _cost(samples * per_sample, rate)
 
 
 def _derivative(stage: str, preset: PresetName) -> float:
@@ -127,8 +144,9 @@ def _decoder(autoencoder: Artifact, side: int) -> tuple[Work, int]:
     if autoencoder.kind == "rae":
         config = RAEConfig(**autoencoder.config["network"])
         return decoder_work(config), config.image_size
-    factor = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
-    return vae_decoder_work(autoencoder.config, side), factor * side
+    with using(autoencoder.path):
+        factor = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
+        return vae_decoder_work(autoencoder.config, side), factor * side
 
 
 def _preset_generator(preset: PresetName) -> DiTConfig:
