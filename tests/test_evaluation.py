@@ -139,7 +139,7 @@ def test_reference_batches_as_adm_publishes_them(
     mfkit, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics of many images beside some of them: the statistics count, and they were resized as legacy-tf does."""
-    monkeypatch.setattr("mfkit.stages.evaluate.INCEPTION_WIDTH", 48)
+    monkeypatch.setattr("mfkit.stages.measured.INCEPTION_WIDTH", 48)
     inception = save_inception(tmp_path / "inception.pt", 48)
     write(tmp_path / "a.npz", 40, 16, 0)
     many = write(tmp_path / "many.npz", 60, 16, 1)

@@ -22,10 +22,12 @@ OutputFolderOrStream = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Preset = Annotated[
     PresetName | None,
-    typer.Option(help="Published hyperparameters to start from; by default those of the input, else imagenet256."),
+    typer.Option(help="Published hyperparameters to start from; by default those that the input was made with."),
 ]
 Model = Annotated[ModelName | None, typer.Option(help="Size of the generator; by default that of the preset.")]
-Rae = Annotated[Path | None, typer.Option(help="RAE, where it is not the recorded one.", metavar="FILE")]
+Rae = Annotated[
+    Path | None, typer.Option(help="RAE, or VAE folder, where it is not the recorded one.", metavar="FILE|DIR")
+]
 EncoderWeights = Annotated[
     str | None,
     typer.Option(
