@@ -129,6 +129,11 @@ def test_fid_says_its_conditions(mfkit, chain: Path) -> None:
     result = mfkit(f"fid {chain}/samples --reference digits:train --features {chain}/rae.safetensors")
     samples = json.loads(result.out)["samples"]
     assert samples["images"] == 40 and samples["nfe"] == 1 and samples["labels"] == "equal" and samples["seed"] == 0
+    assert samples["model_digest"].startswith("sha256:") and samples["precision"] == "float32"
+    assert mfkit(f"sample {chain}/mft.safetensors -n 40 -o x.npz").code == 0
+    drawn = json.loads(mfkit(f"fid x.npz --reference digits:train --features {chain}/rae.safetensors").out)["samples"]
+    names = ("images", "nfe", "labels", "seed", "model_digest", "time_shift", "solver", "precision")
+    assert {name: drawn[name] for name in names} == {name: samples[name] for name in names}
 
 
 def test_fid_agrees_with_features_taken_by_hand(mfkit, chain: Path) -> None:

@@ -125,7 +125,7 @@ def _conditions(source: ImageSource, location: str) -> dict[str, Any]:
     if folder.is_dir() and (folder / INDEX_NAME).exists():
         config = open_artifact(folder).config
         result["digest"] = file_digest(folder / INDEX_NAME)
-    elif isinstance(source, NpzImages):
+    elif isinstance(source, NpzImages | ShardStream):
         config = source.artifact.config
     elif isinstance(source, ImageFolder) and (native := source.other_sizes()):
         result["native_sizes"] = native
