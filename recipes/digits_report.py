@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 import mfkit
 from mfkit.data.images import open_images
 from mfkit.data.sequence import batches_of
+from mfkit.files.artifact import file_digest
 from mfkit.files.pictures import write_grid
 from mfkit.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.metrics.features import rae_features
@@ -41,7 +43,7 @@ def report(out: Path) -> dict:
     sets = {"student, 1 step": images(str(out / "samples")), "teacher, 50 steps": images(str(out / "teacher-samples"))}
     rae = mfkit.load(out / "rae.safetensors")
     assert isinstance(rae, RAE)
-    features = rae_features(rae)
+    features = rae_features(rae, file_digest(out / "rae.safetensors")).take
     reference = Moments.of(features(train).numpy())
     decoded = (rae.decode(rae.encode(held_out.float() / 255)) * 255).round().to(torch.uint8)
     sets["reconstruction of held-out"] = (decoded, held_out_labels)
@@ -51,7 +53,7 @@ def report(out: Path) -> dict:
     real_variance = within_class_variance(train.float() / 255, train_labels)
     held_out_variance = within_class_variance(held_out.float() / 255, held_out_labels)
     count = min(len(pictures) for pictures, _ in sets.values())
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, (pictures, labels) in sets.items():
         unit, found = pictures.float() / 255, features(pictures).numpy()
         small_sets = [part for part in in_turn(labels).split(count) if len(part) == count]
