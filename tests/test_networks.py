@@ -218,6 +218,8 @@ def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
         "vit_small_patch14_dinov2",
         "vit_base_patch16_siglip_224",
         "vit_small_patch16_dinov3",
+        "vit_base_patch16_224.mae",
+        "vit_wee_patch16_reg1_gap_256",  # its last norm comes after the pooling
     ],
 )
 def test_published_encoders_give_patch_grids(name: str) -> None:

@@ -39,7 +39,9 @@ def local(source: str, *, folder: bool = False) -> Path:
 def _fetched(source: str, repo: str, revision: str | None, path: str, folder: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # each attempt of several would be a warning; what comes of them is said below
     try:
         if not folder:
             return Path(hf_hub_download(repo, path, revision=revision))

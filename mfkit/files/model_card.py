@@ -22,7 +22,7 @@ def model_card(student: Artifact, parameters: int, image_size: int, measured: di
         "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
         f"{parameters / 1e6:.1f} million parameters on latents of {network['channels']} x {network['side']} x "
         f"{network['side']}, and their decoder. One evaluation of the network makes a picture, without guidance.",
-        "```sh\npip install mfkit\n```\n\n```python\nfrom mfkit import MeanFlowPipeline\n\n"
+        "It loads where mfkit is installed:\n\n```python\nfrom mfkit import MeanFlowPipeline\n\n"
         'pipeline = MeanFlowPipeline.from_pretrained("THIS_FOLDER")\n'
         "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
         "## Trained on\n\n" + _images(records),

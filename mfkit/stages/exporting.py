@@ -78,13 +78,13 @@ def _measured(path: Path, student: Artifact) -> dict[str, Any]:
 @contextmanager
 def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``folder``; it takes the final name when the block ends well, else is removed."""
-    folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not overwrite:
             raise OutputError(f"{folder} exists; give --overwrite to replace it, or another name with -o")
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if _INDEX not in held or held - _WRITTEN:
             raise OutputError(f"{folder} is not what mfkit export writes, so --overwrite does not remove it")
+    folder = folder.resolve()  # `.` has no name
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with writing(folder):
