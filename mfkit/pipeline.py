@@ -42,7 +42,7 @@ class RAELatentDecoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self, image_size: int, channels: int, side: int, decoder_width: int, decoder_depth: int, decoder_heads: int,
-        decoder_hidden: int,
+        decoder_hidden: int, decoder_positions: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         sizes = RAEConfig(encoder_name="", encoder_size=0, **self.config)

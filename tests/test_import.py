@@ -170,6 +170,24 @@ def test_weights_of_another_encoder_are_refused(mfkit, tmp_path: Path) -> None:
     failed(mfkit(command.format("tiny", 32)), 2, "--encoder-weights gives a timm model its weights")
 
 
+def test_positions_are_stored_only_where_diffusers_makes_others(mfkit, tmp_path: Path) -> None:
+    """At 16 x 16 they are the same, so that the decoder loads into diffusers' as it is."""
+    encoder = timm.create_model("vit_tiny_patch16_224", img_size=256)
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    torch.save({"mean": torch.zeros(192, 1, 1), "var": torch.ones(192, 1, 1)}, tmp_path / "stat.pt")
+    for side, stored in ((16, False), (4, True)):
+        weights = reference.random_decoder(channels=192, side=side, patch=2, width=48, depth=1, hidden=80)
+        torch.save(weights, tmp_path / "decoder.pt")
+        command = "import decoder.pt --stats stat.pt --encoder vit_tiny_patch16_224 --decoder-heads 4 --overwrite"
+        done = mfkit(f"{command} --encoder-weights encoder.safetensors -o rae.safetensors")
+        assert done.code == 0, done.err
+        rae = package.load(tmp_path / "rae.safetensors")
+        assert ("decoder_pos_embed" in rae.decoder.state_dict()) == stored
+        latents = torch.randn(1, 192, side, side)
+        pixels = reference.decoder(weights, latents.double().flatten(2).mT * (1 + 1e-5) ** 0.5, 4, 2) * 0.5 + 0.5
+        close(rae.decode(latents), pixels.clamp(0, 1))
+
+
 def test_published_decoders_need_no_heads() -> None:
     for width, heads in ((768, 12), (1024, 16), (1152, 16)):
         weights = reference.random_decoder(channels=8, side=1, patch=2, width=width, depth=1, hidden=8)

@@ -192,7 +192,7 @@ def test_decoder_is_diffusers_own_on_the_plain_features() -> None:
         hidden_size=32, decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
         decoder_intermediate_size=64, num_patches=16, patch_size=8, image_size=32,
     ).eval()  # fmt: skip
-    reference.load_state_dict({k: v for k, v in rae.decoder.state_dict().items() if k != "decoder_pos_embed"})
+    reference.load_state_dict(rae.decoder.state_dict())
     features = latents * (rae.latent_var + 1e-5).sqrt() + rae.latent_mean
     patches = reference(features.flatten(2).transpose(1, 2)).logits
     pixels = torch.einsum("bhwpqc->bchpwq", patches.reshape(2, 4, 4, 8, 8, 3)).reshape(2, 3, 32, 32)

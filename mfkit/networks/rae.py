@@ -36,6 +36,8 @@ class RAEConfig:
     decoder_depth: int
     decoder_heads: int
     decoder_hidden: int
+    decoder_positions: bool = False
+    """The decoder's positions are with its weights, since diffusers makes others for its grid."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -105,7 +107,7 @@ class RAE(nn.Module):
 
 
 def new_decoder(config: RAEConfig) -> RAEDecoder:
-    """A decoder with fresh weights, which keeps its positions with them."""
+    """A decoder with fresh weights."""
     decoder = RAEDecoder(
         hidden_size=config.channels,
         decoder_hidden_size=config.decoder_width,
@@ -116,8 +118,8 @@ def new_decoder(config: RAEConfig) -> RAEDecoder:
         patch_size=config.image_size // config.side,
         image_size=config.image_size,
     )
-    # diffusers makes the positions anew, spaced so that a side is 16; released decoders hold theirs, spaced by 1.
-    decoder.register_buffer("decoder_pos_embed", decoder.get_buffer("decoder_pos_embed"))
+    if config.decoder_positions:  # diffusers spaces them so that a side is 16; released decoders hold theirs, 1 apart
+        decoder.register_buffer("decoder_pos_embed", decoder.get_buffer("decoder_pos_embed"))
     return decoder
 
 

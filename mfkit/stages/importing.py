@@ -122,8 +122,13 @@ def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> _Imp
             f"{path} decodes {sizes['channels']} x {sizes['side']} x {sizes['side']}; {request.encoder} gives "
             f"{' x '.join(map(str, encoder.latent_shape()))}"
         )
+    named = diffusers_decoder_names(tensors)
     rae = assemble(encoder, sizes)
-    weights.load_weights(rae.decoder, diffusers_decoder_names(tensors), path)
+    if torch.allclose(named["decoder_pos_embed"].float(), rae.decoder.get_buffer("decoder_pos_embed"), atol=1e-5):
+        del named["decoder_pos_embed"]
+    else:
+        rae = assemble(encoder, sizes | {"decoder_positions": True})
+    weights.load_weights(rae.decoder, named, path)
     stats = local(request.stats)
     _set_statistics(rae, state_dict(read_document(stats), None, stats), stats)
     inputs = {"decoder": _foreign(path, "weights"), "stats": _foreign(stats, "statistics")}
@@ -172,8 +177,7 @@ def _from_diffusers(folder: Path, request: Import) -> _Imported:
         "decoder_width": config["decoder_hidden_size"], "decoder_depth": config["decoder_num_hidden_layers"],
         "decoder_heads": config["decoder_num_attention_heads"], "decoder_hidden": config["decoder_intermediate_size"],
     })  # fmt: skip
-    positions = {"decoder_pos_embed": rae.decoder.state_dict()["decoder_pos_embed"]}  # diffusers makes them anew
-    weights.load_weights(rae.decoder, positions | held["decoder."], file)
+    weights.load_weights(rae.decoder, held["decoder."], file)
     scale = (plain["_latents_std"].double() + VARIANCE_FLOOR) / config.get("scaling_factor", 1.0)
     # diffusers divides by std + floor, we by sqrt(var + floor): a variance that makes them the same.
     _spread("_latents_std", scale.square() - VARIANCE_FLOOR, rae.latent_var, file)
