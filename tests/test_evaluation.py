@@ -199,6 +199,8 @@ def test_features_of_a_timm_encoder(mfkit, tmp_path: Path) -> None:
     result = json.loads(done.out)
     assert result["frechet_distance"] == pytest.approx(frechet(pooled(ours), pooled(real)), rel=1e-3)
     assert "vit_tiny_patch16_224" in result["features"]
+    done = mfkit("fid a.npz --reference b.npz --features vit_tiny_patch16_224 --features-weights gone.pt")
+    failed(done, 3, "gone.pt does not exist")
 
 
 def test_options_that_contradict_each_other(mfkit, chain: Path, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Local copy of Inception's weights, inception-2015-12-05.pt.", metavar="FILE"),
         ] = None,
         features_weights: Annotated[
-            Path | None, typer.Option(help="Local copy of the weights of a timm model.", metavar="FILE")
+            str | None,
+            typer.Option(help="Local copy of the weights of a timm model, or hf://owner/repo/path.", metavar="FILE"),
         ] = None,
         kid: Annotated[bool, typer.Option("--kid", help="KID too, over 100 subsets of 1,000.")] = False,
         score: Annotated[bool, typer.Option("--inception-score", help="Inception Score too, over 10 splits.")] = False,

@@ -14,6 +14,7 @@ from mfkit.errors import InputError, UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import file_digest
 from mfkit.files.atomic import claim
+from mfkit.files.foreign import local
 from mfkit.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.metrics.features import (
     INCEPTION,
@@ -47,8 +48,8 @@ class Evaluation:
     resize: Resize = "clean"
     inception: Path | None = None
     """Local copy of Inception's TorchScript file."""
-    features_weights: Path | None = None
-    """Local copy of the weights of a timm model."""
+    features_weights: str | None = None
+    """Local copy of the weights of a timm model, or its place on the hub."""
     count: int | None = None
     """Samples to use; None is all."""
     diversity: bool = False
@@ -117,7 +118,8 @@ def _features(wanted: Evaluation) -> Features:
         return inception_features(device, wanted.resize, wanted.inception)
     if path.suffix == ".safetensors":
         return rae_features(weights.load_rae(path).to(device), file_digest(path))
-    encoder = timm_encoder(wanted.features, {}, _TIMM_SIZE, wanted.features_weights)
+    file = local(wanted.features_weights) if wanted.features_weights else None
+    encoder = timm_encoder(wanted.features, {}, _TIMM_SIZE, file)
     return timm_features(wanted.features, encoder.network, encoder.size, encoder.mean, encoder.std, device)
 
 
