@@ -27,13 +27,14 @@ DECODER_SIZES: dict[str, dict[str, Any]] = {
 TINY_ENCODER: dict[str, Any] = dict(patch_size=8, embed_dim=32, depth=4, num_heads=4)
 """The encoder ``tiny``: arguments for timm's ``vit_tiny_patch16_224``."""
 
-_RUN = dict(micro_batch=0, weight_decay=0.0, clip=1.0, seed=0, schedule="constant", warmup=0)
-_SMALL = dict(
-    _RUN, label_drop=0.0, precision="float32", workers=0, log_every=50, save_every=500, sample_every=0, batch_size=64
-)
-_LARGE = dict(_RUN, label_drop=0.1, precision="float32", workers=4, log_every=100, save_every=5000, sample_every=0)
-_FLOW = dict(instantaneous=0.75, derivative="central", difference_step=5e-3, weight_power=1.0, weight_offset=1e-3)
-_STORE = dict(dtype="float16", batch_size=100)
+_RUN = dict(
+    micro_batch=0, weight_decay=0.0, clip=1.0, seed=0, schedule="constant", warmup=0, precision="float32",
+    compile=False, activation_checkpointing=False,
+)  # fmt: skip
+_SMALL = dict(_RUN, label_drop=0.0, workers=0, log_every=50, save_every=500, sample_every=0, batch_size=64)
+_LARGE = dict(_RUN, label_drop=0.1, workers=4, log_every=100, save_every=5000, sample_every=0)
+_FLOW = dict(instantaneous=0.75, derivative="auto", difference_step=5e-3, weight_power=1.0, weight_offset=1e-3)
+_STORE = dict(dtype="float16", precision="float32", batch_size=100)
 
 _STAGES: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
@@ -71,13 +72,13 @@ _STAGES: dict[str, dict[str, dict[str, Any]]] = {
             warmup=1000, ema=0.9978, image_size=256, encoder_size=224, decoder="XL", noise=0.8, feature_weight=1.0,
             encoder_steps=300_000, mask=0.6, label_weight=0.1,
         ),
-        "encode": dict(dtype="float16", batch_size=256, shard_size=2000),
+        "encode": dict(_STORE | dict(batch_size=256), shard_size=2000),
         "train-teacher": dict(
             _LARGE, steps=100_000, batch_size=1024, learning_rate=2e-4, final_learning_rate=2e-5, schedule="linear",
             ema=0.9995, time_shift=0,
         ),
         "trajectories": dict(
-            dtype="float16", batch_size=256, solver_steps=16, solver="euler", shard_size=200, seed=0
+            _STORE | dict(batch_size=256), solver_steps=16, solver="euler", shard_size=200, seed=0
         ),
         "midtrain": dict(
             _LARGE, steps=27_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4, ema=0.999,

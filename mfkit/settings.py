@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 PresetName = Literal["digits", "imagenet256", "imagenet512"]
 ModelName = Literal["tiny", "S", "B", "L", "XL"]
 DTypeName = Literal["float16", "float32"]
+PrecisionName = Literal["float32", "tf32", "bf16"]
 
 
 class Settings:
@@ -45,7 +46,9 @@ class TrainingSettings(Settings):
     ema: float = setting("Decay of the weights' moving average, which is what is saved.", metavar="D", low=0, high=1)
     clip: float = setting("Largest gradient norm; 0 does not clip.", metavar="NORM", low=0)
     seed: int = setting("Seed of weights, order, noise and times.", metavar="N", low=0)
-    precision: Literal["float32", "bf16"] = setting("Precision of the forward and backward pass.")
+    precision: PrecisionName = setting("Precision of matrix products; weights, sums and du/dt's difference: float32.")
+    compile: bool = setting("Compile the network's blocks by torch.compile.")
+    activation_checkpointing: bool = setting("Make activations again in the backward pass: less memory, more work.")
     workers: int = setting("Loader processes per process, 0 for none; streams are read without.", low=0)
     log_every: int = setting("Steps between lines of the log.", metavar="N", low=1)
     save_every: int = setting("Steps between checkpoints.", metavar="N", low=1)
@@ -79,7 +82,9 @@ class MeanFlowSettings(Settings):
     panel: ClassVar[str] = "Mean flow"
 
     instantaneous: float = setting("Share of rows with r = t.", metavar="P", low=0, high=1)
-    derivative: Literal["central", "jvp"] = setting("How du/dt is taken.")
+    derivative: Literal["auto", "central", "jvp"] = setting(
+        "How du/dt is taken; auto: as a difference, but in bf16, where a difference is noise, by the JVP."
+    )
     difference_step: float = setting("Half-width of the central difference, in t.", metavar="DT", low=1e-6, high=0.5)
     weight_power: float = setting("p of the row weight 1 / (error + c)^p.", metavar="P", low=0)
     weight_offset: float = setting("c of the row weight 1 / (error + c)^p.", metavar="C", low=0)
@@ -123,6 +128,7 @@ class EncodeSettings(Settings):
 
     batch_size: int = setting("Images per forward pass and process.", metavar="N", low=1)
     dtype: DTypeName = setting("Number format of the stored latents.")
+    precision: PrecisionName = setting("Precision of matrix products.")
     shard_size: int = setting("Samples per shard.", metavar="N", low=1)
 
 
@@ -136,5 +142,6 @@ class TrajectorySettings(Settings):
     solver: Literal["euler", "heun"] = setting("Solver of the teacher's ODE.")
     batch_size: int = setting("Trajectories solved at a time per process.", metavar="N", low=1)
     dtype: DTypeName = setting("Number format of the stored states.")
+    precision: PrecisionName = setting("Precision of matrix products.")
     shard_size: int = setting("Trajectories per shard.", metavar="N", low=1)
     seed: int = setting("Seed of noise and labels.", metavar="N", low=0)

@@ -257,7 +257,7 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
     image = source[5]["image"][None].float() / 127.5 - 1
     with torch.no_grad():
         exact = (vae.encode(image).latent_dist.mean - 0.1) * 0.2
-        assert torch.allclose(rows.source[5]["latent"], exact[0], rtol=2e-3, atol=2e-3)
+        assert torch.allclose(rows.source[5]["latent"].float(), exact[0], rtol=2e-3, atol=2e-3)
         network = package.load(tmp_path / "mf.safetensors")
         _, noise = draw_rows(0, "sample", range(4), (4, 8, 8), uniforms=1)
         latents = generate(network, noise, torch.arange(4), steps=1, shift=1, solver="euler")

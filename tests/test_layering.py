@@ -11,7 +11,7 @@ import mfkit
 
 ROOT = Path(mfkit.__file__).parent
 LAYERS = {
-    "errors": 0, "settings": 0, "presets": 1, "processes": 1,
+    "errors": 0, "settings": 0, "presets": 1, "processes": 1, "precision": 1,
     "networks": 2, "solvers": 2, "objectives": 2,
     "files": 3, "data": 3,
     "training": 4, "metrics": 4,

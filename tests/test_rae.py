@@ -32,7 +32,7 @@ def test_shards_hold_what_the_encoder_gives(chain: Path) -> None:
     assert rows.shape == rae.config.latent_shape and len(rows.source) == 1500
     for i in (0, 399, 400, 1499):
         expected = rae.encode(source[i]["image"][None].float() / 255)[0]
-        assert torch.allclose(rows.source[i]["latent"], expected, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(rows.source[i]["latent"].float(), expected, rtol=1e-3, atol=1e-3)
         assert rows.source[i]["label"] == source[i]["label"]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from mfkit.commands import options
+from mfkit.settings import PrecisionName
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
             Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
         ] = "png",
         batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.", min=1, metavar="N")] = 100,
+        precision: Annotated[PrecisionName, typer.Option(help="Precision of matrix products.")] = "float32",
         rae: options.Rae = None,
         overwrite: options.Overwrite = False,
     ) -> str | None:
@@ -58,6 +60,6 @@ def register(app: typer.Typer) -> None:
             raise UsageError("nothing to write: give -o, --grid, or both")
         request = SampleRequest(
             count=count, nfe=nfe, solver=solver, time_shift=time_shift, labels=labels, seed=seed,
-            batch_size=batch_size,
+            batch_size=batch_size, precision=precision,
         )  # fmt: skip
         return sample(Sampler(model, rae, request), output, tar=format == "tar", grid=grid, overwrite=overwrite)

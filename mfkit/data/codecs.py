@@ -25,10 +25,10 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 
 def array_member(sample: Sample, suffix: str) -> Tensor:
-    """The .npy member of a sample as a float32 tensor."""
+    """The .npy member of a sample: float16 as it is stored, anything else as float32."""
     try:
         array = npy.read_array(io.BytesIO(member(sample, suffix)), allow_pickle=False)
-        return torch.from_numpy(array.astype(np.float32))
+        return torch.from_numpy(array.astype(np.float16 if array.dtype == np.float16 else np.float32))
     except (ValueError, TypeError, EOFError) as error:
         raise broken(sample, f"{suffix} is no array: {error}") from error
 

@@ -3,19 +3,22 @@
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import webdataset as wds
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mfkit.data.prefetch import ahead, in_order
+from mfkit.data.rows import TarRows
 from mfkit.data.shards import ShardStream
 from mfkit.errors import InputError, MfkitError, UsageError
 from mfkit.files.artifact import Artifact
 
-SHUFFLE_BUFFER = 2000
-"""Rows among which a stream is shuffled."""
+SHUFFLE_SAMPLES, SHUFFLE_BYTES = 2000, 2**30
+"""A stream is shuffled among so many of its samples, or among fewer that fit into so many bytes."""
 
 
 class Numbered(Protocol):
@@ -76,76 +79,102 @@ class Layout:
 def feed(
     source: Source, layout: Layout, *, first_step: int, last_step: int, seed: int, workers: int
 ) -> Iterator[Batch]:
-    """The micro-batches of this process for the steps [first_step, last_step).
+    """The micro-batches of this process for the steps [first_step, last_step), read ahead.
 
-    Random access gives a new permutation of all rows each epoch. A stream goes through a shuffle buffer of
-    ``SHUFFLE_BUFFER`` rows, again and again, or once where it cannot be read again.
+    Random access gives a new permutation of all rows each epoch; so do shards on this machine that have no index, once
+    their headers are read. Any other stream goes through a shuffle buffer, again and again, or once where it cannot be
+    read again.
+
+    :param workers: threads that read arrays, or processes that decode images; a stream has one reader.
     """
-    if isinstance(source, ShardStream):
-        rows: Dataset = _Streamed(source, layout, first_step, last_step, seed)
-        loader = DataLoader(rows, batch_size=layout.micro_batch, collate_fn=collate)
-    else:
-        positions = _Positions(layout, range(first_step, last_step))
-        loader = DataLoader(
-            _Shuffled(source, seed),
-            batch_sampler=positions,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-        )
+    steps = range(first_step, last_step)
+    indexed = source.indexed() if isinstance(source, ShardStream) else source
+    if indexed is None:
+        assert isinstance(source, ShardStream)
+        return raising(ahead(map(collate, _streamed(source, layout, steps, seed)), depth=2))
+    order = _Order(len(indexed), seed)
+    batches = (order.of(batch) for step in steps for batch in layout.batches(step))
+    if isinstance(indexed, TarRows) and indexed.gathers:
+        return in_order(partial(_gathered, indexed), batches, workers)
+    loader = DataLoader(
+        _ByPosition(indexed), batch_sampler=_Batches(batches, layout.accumulation * len(steps)),
+        num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
     return raising(loader)
 
 
-class _Positions(Sampler[list[int]]):
-    def __init__(self, layout: Layout, steps: range) -> None:
-        self._layout, self._steps = layout, steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            yield from self._layout.batches(step)
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._layout.accumulation
+Place = tuple[int, int]
+"""(position in the run's order, row of the source)."""
 
 
-class _Shuffled(Dataset):
-    def __init__(self, source: RandomAccess, seed: int) -> None:
-        self._source, self._seed = source, seed
+class _Order:
+    """Which row stands at a position: a new permutation of all rows each epoch."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> tuple[int, dict[str, Any] | MfkitError]:
-        epoch, place = divmod(position, len(self._source))
+    def of(self, positions: list[int]) -> list[Place]:
+        return [(position, self._row(position)) for position in positions]
+
+    def _row(self, position: int) -> int:
+        epoch, place = divmod(position, self._rows)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
-        return position, row_or_error(self._source, int(self._order[place]))
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+        return int(self._order[place])
 
 
-class _Streamed(IterableDataset):
+def _gathered(rows: TarRows, places: list[Place]) -> Batch:
+    return Batch([position for position, _ in places], rows.gather([row for _, row in places]))
+
+
+class _Batches(Sampler[list[Place]]):
+    def __init__(self, batches: Iterator[list[Place]], count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return self._batches
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class _ByPosition(Dataset):
+    def __init__(self, source: Numbered) -> None:
+        self._source = source
+
+    def __getitem__(self, place: Place) -> tuple[int, dict[str, Any] | MfkitError]:
+        position, row = place
+        return position, row_or_error(self._source, row)
+
+
+def _streamed(
+    source: ShardStream, layout: Layout, steps: range, seed: int
+) -> Iterator[list[tuple[int, dict[str, Any] | MfkitError]]]:
     """Every process reads the whole stream and keeps its own rows, so that the order is the same for any number."""
-
-    def __init__(self, source: ShardStream, layout: Layout, first_step: int, last_step: int, seed: int) -> None:
-        self._source, self._layout, self._seed = source, layout, seed
-        self._steps = range(first_step, last_step)
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        shuffle = wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=random.Random(self._seed))
-        rows = enumerate(shuffle(iter(self._endless())))
-        for step in self._steps:
-            for wanted in (position for batch in self._layout.batches(step) for position in batch):
+    buffer = source.samples_within(SHUFFLE_BYTES, SHUFFLE_SAMPLES)
+    shuffle = wds.shuffle(buffer, initial=buffer, rng=random.Random(seed))
+    rows = enumerate(shuffle(iter(_endless(source))))
+    for step in steps:
+        for batch in layout.batches(step):
+            found: list[tuple[int, dict[str, Any] | MfkitError]] = []
+            for wanted in batch:
                 row = next((row for position, row in rows if position == wanted), None)
                 if row is None:
-                    needed = self._steps.stop * self._layout.batch_size
+                    needed = steps.stop * layout.batch_size
                     raise InputError(
-                        f"{self._source.location} ended in step {step + 1} of {self._steps.stop}, which need {needed} "
+                        f"{source.location} ended in step {step + 1} of {steps.stop}, which need {needed} "
                         "rows; a stream is read once, so make it longer or train fewer steps"
                     )
-                yield wanted, self._source.decode(row)
+                found.append((wanted, source.decode(row)))
+            yield found
 
-    def _endless(self) -> Iterator[dict[str, Any]]:
-        yield from self._source.raw()
-        while self._source.repeatable:
-            yield from self._source.raw()
+
+def _endless(source: ShardStream) -> Iterator[dict[str, Any]]:
+    yield from source.raw()
+    while source.repeatable:
+        yield from source.raw()
 
 
 def row_or_error(source: Numbered, index: int) -> dict[str, Any] | MfkitError:

@@ -6,33 +6,29 @@ A folder with an index is read by random access; streams and foreign shards are 
 import glob
 import hashlib
 import json
-import mmap
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import webdataset as wds
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from mfkit.data.rows import Decode, TarRows, index_tar
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
 from mfkit.files.atomic import whole_file, write_text
 from mfkit.processes import processes
-
-Decode = Callable[[dict[str, Any]], dict[str, Any]]
-"""A raw sample (``__key__``, ``__url__``, bytes by suffix) to the tensors and numbers of a row."""
 
 STREAM = "-"
 """The location that stands for a tar stream on standard input or output."""
 
 PROGRESS = ".progress"
 """Subfolder of marks in a folder that is still being written."""
-_BLOCK = 512
 _HEADER, _END = "__mfkit__/index.json", "__mfkit__/end.json"
 """First and last member of a stream; WebDataset readers skip names in double underscores."""
 
@@ -101,16 +97,15 @@ def write_standard_output(
     write_stream(sys.stdout.buffer, kind, config, provenance, samples)
 
 
-class ShardFolder:
+class ShardFolder(TarRows):
     """Random access to the samples of a folder that mfkit wrote."""
 
     def __init__(self, artifact: Artifact, decode: Decode) -> None:
         self.artifact = artifact
-        self.decode = decode
         try:
             document = json.loads((artifact.path / INDEX_NAME).read_text())
             shards = [Shard(s["name"], s["digest"], s["offsets"]) for s in document["shards"]]
-            self._places = [(shard, i) for shard in shards for i in range(shard.samples)]
+            places = [_places(number, np.array(shard.offsets, np.int64)) for number, shard in enumerate(shards)]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{artifact.path / INDEX_NAME} is damaged: {error}") from error
         for shard in shards:
@@ -119,36 +114,11 @@ class ShardFolder:
                 raise InputError(f"{path}, named in {INDEX_NAME}, is missing")
             if path.stat().st_size < shard.offsets[-1]:
                 raise InputError(f"{path} is truncated: {path.stat().st_size} bytes of {shard.offsets[-1]}")
+        super().__init__([artifact.path / shard.name for shard in shards], np.concatenate(places), decode)
 
-    def __len__(self) -> int:
-        return len(self._places)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        shard, number = self._places[index]
-        begin, end = shard.offsets[number : number + 2]
-        return self.decode(self._sample(shard, self._mapped[shard.name][begin:end]))
-
-    @cached_property
-    def _mapped(self) -> "_Maps":
-        return _Maps(self.artifact.path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
-
-    def _sample(self, shard: Shard, data: bytes) -> dict[str, Any]:
-        path = self.artifact.path / shard.name
-        sample: dict[str, Any] = {"__url__": str(path)}
-        place = 0
-        while place < len(data):
-            try:
-                info = tarfile.TarInfo.frombuf(data[place : place + _BLOCK], "utf-8", "strict")
-            except tarfile.HeaderError as error:
-                name = sample.get("__key__", "an unreadable sample")
-                raise InputError(f"{path}: {name}: broken tar member ({error})") from error
-            sample["__key__"], _, suffix = info.name.partition(".")
-            sample[suffix] = data[place + _BLOCK : place + _BLOCK + info.size]
-            place += _BLOCK + -(-info.size // _BLOCK) * _BLOCK
-        return sample
+def _places(file: int, offsets: np.ndarray) -> np.ndarray:
+    return np.stack([np.full(len(offsets) - 1, file), offsets[:-1], offsets[1:]], axis=1)
 
 
 class ShardStream:
@@ -158,6 +128,7 @@ class ShardStream:
         self.location = location
         self.repeatable = not location.startswith(("-", "pipe:"))
         self.decode = decode
+        self.classes: int | None = None
         self._urls = shard_urls(location)
         self._samples = self._read(self._urls)
         self._first = next(self._samples, None)
@@ -173,6 +144,25 @@ class ShardStream:
             Path(location), kind, (header or {}).get("config", {}), (header or {}).get("provenance", {}),
             content_digest=NAMES_DIGEST + content,
         )  # fmt: skip
+
+    def indexed(self) -> TarRows | None:
+        """The same samples by random access; None for a stream, and for shards that are remote or compressed."""
+        if not all(_is_plain_tar(url) for url in self._urls):
+            return None
+        places: list[tuple[int, int, int]] = []
+        for file, url in enumerate(self._urls):
+            found, described = index_tar(Path(url))
+            if _HEADER in described and _END not in described:
+                raise InputError(f"{url} ended early, after {len(found)} samples: its writer stopped")
+            places += [(file, begin, end) for begin, end in found]
+        rows = TarRows([Path(url) for url in self._urls], np.array(places, np.int64), self.decode)
+        rows.classes = self.classes
+        return rows
+
+    def samples_within(self, limit: int, most: int) -> int:
+        """How many samples like the first fit into so many bytes: from 1 to ``most``."""
+        size = sum(len(value) for value in (self._first or {}).values() if isinstance(value, bytes))
+        return min(most, max(1, limit // max(1, size)))
 
     def peek(self) -> dict[str, Any]:
         """The first sample, decoded, before it is read."""
@@ -217,18 +207,6 @@ class ShardStream:
             raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
 
 
-class _Maps(dict[str, mmap.mmap]):
-    """Memory maps of shards by name, opened when first read."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __missing__(self, name: str) -> mmap.mmap:
-        with (self._folder / name).open("rb") as file:
-            self[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self[name]
-
-
 def open_shards(location: str, kind: str, decode: Decode) -> ShardFolder | ShardStream:
     """Any shard argument: random access where mfkit wrote an index, else a stream in order."""
     path = Path(location)
@@ -241,6 +219,15 @@ def open_shards(location: str, kind: str, decode: Decode) -> ShardFolder | Shard
     if path.is_file() and path.suffix == ".safetensors":
         raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
     return ShardStream(location, decode, kind)
+
+
+def _is_plain_tar(url: str) -> bool:
+    """Whether it is a file on this machine that begins as a tar does, not as a compressed one."""
+    path = Path(url)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(262)[257:] == b"ustar"
 
 
 def unfinished(folder: Path) -> bool:

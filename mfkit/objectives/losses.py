@@ -51,6 +51,7 @@ def mean_flow(
     y: Tensor,
     v: Tensor,
     *,
+    moving: Tensor | None = None,
     bare_u: AverageVelocity | None = None,
     power: float = 1.0,
     offset: float = 1e-3,
@@ -61,11 +62,14 @@ def mean_flow(
     Distillation takes v from the teacher, bootstrapping v = e - x; nothing else differs.
 
     :param z: (B, C, H, W), at time t (B,). :param r: (B,), r <= t. :param v: (B, C, H, W), the velocity at z.
+    :param moving: (M,), indices of the rows with r < t; du/dt is taken on these alone. An index may stand there twice.
+        Without it they are looked up, for which the host waits for the device.
     :param bare_u: the network without its data-parallel wrapper, for du/dt; u itself where there is none.
     """
     v = v.detach().to(z.dtype)
     target = v.clone()
-    moving = torch.nonzero(r < t).squeeze(1)
+    if moving is None:
+        moving = torch.nonzero(r < t).squeeze(1)
     if len(moving):
         rows = [values[moving] for values in (z, r, t, y, v)]
         slope = derivative(bare_u or u, *rows).detach()

@@ -1,14 +1,19 @@
 """encode: images to shards of standardised latents."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from mfkit.data.codecs import array_bytes
 from mfkit.data.feed import Batch
 from mfkit.data.images import class_names, open_images
+from mfkit.data.prefetch import ahead
 from mfkit.data.production import Production
 from mfkit.data.sequence import batches_by_shard
 from mfkit.data.shards import STREAM, write_standard_output
@@ -18,6 +23,7 @@ from mfkit.files.artifact import Artifact, open_artifact, provenance
 from mfkit.files.foreign import HUB, local
 from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
+from mfkit.precision import evaluating
 from mfkit.processes import processes
 from mfkit.settings import EncodeSettings, PresetName
 
@@ -54,7 +60,7 @@ def encode(
         # The number of classes of images that do not say it is known too late: whoever reads the stream gives it.
         known = {"shape": shape, "classes": names} if names else {}
         batches = batches_by_shard(source, settings.shard_size, settings.batch_size, lambda shard: True, workers)
-        samples = _samples((batch for _, batch in batches), rae, settings, names, mirror)
+        samples = _samples(ahead(_encoded(batches, rae, settings, mirror)), names)
         write_standard_output("latents", known | description, provenance(Path.cwd(), inputs, seed=None), samples)
         return None
     folder = Path(output)
@@ -62,24 +68,42 @@ def encode(
         folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite
     ) as production:
         batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
-        for shard, group in groupby(batches, key=lambda item: item[0]):
-            production.write(shard, _samples((batch for _, batch in group), rae, settings, names, mirror))
+        with closing(ahead(_encoded(batches, rae, settings, mirror))) as encoded:
+            for shard, group in groupby(encoded, key=lambda item: item.shard):
+                production.write(shard, _samples(group, names))
         names = names or [str(label) for label in range(production.largest_label() + 1)]
         config = {"shape": shape, "classes": names} | description
         production.finish("latents", config, provenance(folder, inputs, seed=None))
     return output
 
 
-def _samples(
-    batches: Iterable[Batch], rae: RAE | VAE, settings: EncodeSettings, names: list[str], mirror: bool
-) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        pixels = batch.columns["image"].to(rae.device).float() / 255
-        views = {"": pixels, "-mirrored": pixels.flip(-1)} if mirror else {"": pixels}
-        encoded = {view: rae.encode(images).cpu().numpy().astype(settings.dtype) for view, images in views.items()}
-        for row, (number, label) in enumerate(zip(batch.positions, batch.columns["label"].tolist(), strict=True)):
+@dataclass(frozen=True)
+class _Encoded:
+    """Latents of a batch of images, (B, C, H, W) in the format to be stored, by view; on the CPU."""
+
+    shard: int
+    batch: Batch
+    latents: dict[str, np.ndarray]
+
+
+def _encoded(
+    batches: Iterable[tuple[int, Batch]], rae: RAE | VAE, settings: EncodeSettings, mirror: bool
+) -> Iterator[_Encoded]:
+    dtype = {"float16": torch.float16, "float32": torch.float32}[settings.dtype]
+    for shard, batch in batches:
+        with evaluating(settings.precision, rae.device):
+            pixels = batch.columns["image"].to(rae.device, non_blocking=True).float() / 255
+            views = {"": pixels, "-mirrored": pixels.flip(-1)} if mirror else {"": pixels}
+            latents = {view: rae.encode(images).to(dtype).cpu().numpy() for view, images in views.items()}
+        yield _Encoded(shard, batch, latents)
+
+
+def _samples(encoded: Iterable[_Encoded], names: list[str]) -> Iterator[dict[str, Any]]:
+    for part in encoded:
+        labels = part.batch.columns["label"].tolist()
+        for row, (number, label) in enumerate(zip(part.batch.positions, labels, strict=True)):
             if names and label >= len(names):
                 raise InputError(f"image {number} has label {label}, outside the {len(names)} classes")
-            for view, latents in encoded.items():
+            for view, latents in part.latents.items():
                 key = f"{number:09d}{view}"
                 yield {"__key__": key, "latent.npy": array_bytes(latents[row]), "cls": str(label).encode()}

@@ -7,7 +7,8 @@ from typing import Any
 
 from mfkit.data.codecs import array_member, broken, label_member
 from mfkit.data.feed import Source
-from mfkit.data.shards import Decode, ShardFolder, ShardStream, open_shards
+from mfkit.data.rows import Decode
+from mfkit.data.shards import ShardFolder, ShardStream, open_shards
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import Artifact
 from mfkit.networks.dit import DiTConfig
@@ -34,7 +35,7 @@ class LatentSet:
 
 
 def open_latents(location: str, *, classes: int | None = None) -> LatentSet:
-    """Rows ``latent`` (C, H, W) float32, standardised, and ``label``.
+    """Rows ``latent`` (C, H, W), standardised, in the number format they are stored in, and ``label``.
 
     :param classes: number of classes, needed only for foreign shards, which do not say it.
     """
@@ -42,7 +43,7 @@ def open_latents(location: str, *, classes: int | None = None) -> LatentSet:
 
 
 def open_trajectories(location: str, *, classes: int | None = None) -> LatentSet:
-    """Rows ``states`` (S + 1, C, H, W) float32, ``times`` (S + 1,) descending, and ``label``."""
+    """Rows ``states`` (S + 1, C, H, W) as they are stored, ``times`` (S + 1,) descending, and ``label``."""
     return _open(location, "trajectories", _trajectory, classes)
 
 
@@ -110,6 +111,7 @@ def _open(location: str, kind: str, decode: Decode, classes: int | None) -> Late
         raise UsageError(f"{location} does not say how many classes it has; give --classes")
     shape = tuple(config["shape"]) if "shape" in config else _first_shape(source)
     source.decode = partial(_checked, decode=decode, shape=shape, classes=len(names))
+    source.classes = len(names)
     return LatentSet(source, shape, names)
 
 

@@ -1,7 +1,8 @@
 """distill and bootstrap: one mean-flow training; only the source of the velocity differs."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from mfkit.data.feed import Batch
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact
 from mfkit.networks.dit import AverageVelocityDiT, null_labels
-from mfkit.objectives.derivative import derivative
+from mfkit.networks.execution import compile_blocks
+from mfkit.objectives.derivative import Method, derivative
 from mfkit.objectives.losses import Loss, mean_flow
 from mfkit.processes import processes
 from mfkit.settings import GeneratorSettings, MeanFlowSettings, ModelName, PresetName
@@ -32,6 +34,8 @@ def plan_distill(
     check_same_rae(teacher, init)
     check_fit(latents, teacher)
     network = weights.load_generator(teacher.path, "teacher").requires_grad_(False).to(processes().device)
+    if settings.compile:
+        compile_blocks(network.blocks)
 
     def teacher_velocity(z: Tensor, t: Tensor, y: Tensor, one_point: Tensor) -> Tensor:
         with torch.no_grad():
@@ -89,17 +93,23 @@ def _plan(
 ) -> Plan:  # fmt: skip
     network, shift = start.network, start.time_shift
     classes = network.config.classes
-    du_dt = derivative(flow.derivative, flow.difference_step)
+    in_bf16: Method = "jvp" if settings.precision == "bf16" else "central"
+    method = in_bf16 if flow.derivative == "auto" else flow.derivative
+    du_dt = derivative(method, flow.difference_step)
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
-        x, y = batch.columns["latent"], batch.columns["label"]
+        x, y = batch.columns["latent"].float(), batch.columns["label"]
         uniform, noise = draw_rows(settings.seed, purpose, batch.positions, x.shape[1:], uniforms=3, device=x.device)
-        fixed = instantaneous(torch.tensor(batch.positions, device=x.device), flow.instantaneous)
-        r, t = interval(uniform[:, 0], uniform[:, 1], shift, fixed)
+        fixed = instantaneous(torch.tensor(batch.positions), flow.instantaneous)
+        moving = moving_rows(fixed, flow.instantaneous).to(x.device, non_blocking=True)
+        r, t = interval(uniform[:, 0], uniform[:, 1], shift, fixed.to(x.device, non_blocking=True))
         y = null_labels(y, classes, uniform[:, 2] < settings.label_drop)
         z, one_point = interpolate(x, noise, t)
         v = velocity_at(z, t, y, one_point)
-        return mean_flow(net, du_dt, z, r, t, y, v, bare_u=network, power=flow.weight_power, offset=flow.weight_offset)
+        return mean_flow(
+            net, du_dt, z, r, t, y, v,
+            moving=moving, bare_u=network, power=flow.weight_power, offset=flow.weight_offset,
+        )  # fmt: skip
 
     return Plan(
         kind="student",
@@ -109,7 +119,7 @@ def _plan(
         loss=loss,
         inputs=inputs | {"latents": latents.artifact} | start.inputs,
         settings=settings,
-        other_settings=asdict(flow),
+        other_settings=asdict(replace(flow, derivative=method)),
     )
 
 
@@ -117,3 +127,13 @@ def instantaneous(positions: Tensor, share: float) -> Tensor:
     """Which rows have r = t: (B,) booleans, spread evenly, so that any run of rows holds its share of them."""
     moving, positions = 1 - share, positions.double()
     return torch.floor((positions + 1) * moving + 1e-6) == torch.floor(positions * moving + 1e-6)
+
+
+def moving_rows(fixed: Tensor, share: float) -> Tensor:
+    """(M,) indices of the rows that are not ``fixed`` (B,), as many in every batch of B rows: the last may be repeated.
+
+    With one count there is one shape to compile; nothing is repeated where the share of B is a whole number.
+    """
+    moving = torch.nonzero(~fixed).squeeze(1)
+    missing = ceil(len(fixed) * (1 - share) - 1e-6) - len(moving)
+    return torch.cat([moving, moving[-1:].expand(missing)]) if len(moving) and missing > 0 else moving

@@ -45,7 +45,7 @@ def plan(
         item = torch.arange(len(states), device=states.device).repeat_interleave(pairs.pairs)
         later, earlier = pair(uniform[:, 0], uniform[:, 1], states.shape[1], uniform[:, 3] < pairs.to_data)
         y = null_labels(y[item], classes, uniform[:, 2] < settings.label_drop)
-        z_t, z_r = states[item, later], states[item, earlier]
+        z_t, z_r = states[item, later].float(), states[item, earlier].float()
         return chord_matching(net, z_t, z_r, times[item, earlier], times[item, later], y)
 
     return Plan(

@@ -78,7 +78,7 @@ class Plan:
 
         stage = Stage(
             network=self.network, source=self.source, loss=self.loss, rows_per_item=self.rows_per_item,
-            picture=picture,
+            picture=picture, blocks=self.network.blocks,
         )  # fmt: skip
         run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
         train(stage, self.settings, run)

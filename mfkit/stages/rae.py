@@ -107,7 +107,8 @@ def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, size
         predicted, logits = net(hide_patches(seen, hidden.view(-1, side, side)))
         return masked_prediction(seen, predicted, batch.columns["label"], logits, sizes.label_weight)
 
-    return Stage(network=network, source=images, loss=loss)
+    blocks = list(rae.encoder.get_submodule("blocks").children())
+    return Stage(network=network, source=images, loss=loss, blocks=blocks)
 
 
 def _decoder_training(
@@ -134,7 +135,8 @@ def _decoder_training(
         grid = torch.cat([row for pair in pairs for row in pair])
         write_grid(output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
 
-    return Stage(network=rae, source=images, loss=loss, picture=picture)
+    blocks = list(rae.decoder.get_submodule("decoder_layers").children())
+    return Stage(network=rae, source=images, loss=loss, picture=picture, blocks=blocks)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from mfkit.data.codecs import png_bytes, to_uint8
 from mfkit.data.images import folder_name
 from mfkit.data.npz import NpzWriter
+from mfkit.data.prefetch import ahead, in_order, spare_threads
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
@@ -26,7 +28,9 @@ from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import DiT, VelocityDiT
 from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
+from mfkit.precision import evaluating
 from mfkit.processes import processes
+from mfkit.settings import PrecisionName
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import Solver, evaluations
 from mfkit.stages.generate import default_steps, pictures
@@ -54,6 +58,7 @@ class SampleRequest:
     time_shift: float | None = None
     """Of the grid of times; None is the model's own for a teacher's ODE and 1 for a student's jumps, as published."""
     batch_size: int = 100
+    precision: PrecisionName = "float32"
 
 
 class Sampler:
@@ -89,7 +94,7 @@ class Sampler:
             "time_shift": self.time_shift,
             "labels": self.request.labels,
             "seed": self.request.seed,
-            "precision": "float32",
+            "precision": self.request.precision,
             "guidance": None,
         }
 
@@ -102,11 +107,12 @@ class Sampler:
             labels = (uniform[:, 0] * len(self.classes)).long()
         else:
             labels = torch.tensor([self._choices[row % len(self._choices)] for row in rows], device=self.device)
-        images = pictures(
-            self.network, self.rae, noise, labels, steps=self.steps, shift=self.time_shift,
-            solver=self.request.solver or "euler",
-        )  # fmt: skip
-        return to_uint8(images).cpu(), labels.cpu()
+        with evaluating(self.request.precision, self.device):
+            images = pictures(
+                self.network, self.rae, noise, labels, steps=self.steps, shift=self.time_shift,
+                solver=self.request.solver or "euler",
+            )  # fmt: skip
+        return to_uint8(images.float()).cpu(), labels.cpu()
 
 
 def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None, overwrite: bool) -> str | None:
@@ -136,35 +142,56 @@ def _inputs(sampler: Sampler) -> dict[str, Artifact]:
     return {"model": sampler.model, "rae": sampler.rae_artifact}
 
 
-def _samples(sampler: Sampler, rows: range) -> Iterator[dict[str, Any]]:
-    images, labels = sampler.draw(rows)
-    for row, image, label in zip(rows, images, labels.tolist(), strict=True):
-        yield {"__key__": f"{row:09d}", "png": png_bytes(image), "cls": str(label).encode()}
+@dataclass(frozen=True)
+class _Drawn:
+    """A batch of pictures (B, 3, S, S) uint8 and labels (B,), on the CPU."""
+
+    part: int
+    rows: range
+    images: Tensor
+    labels: Tensor
+
+    def samples(self) -> list[dict[str, Any]]:
+        """As members of shards: the pictures as PNG."""
+        return [
+            {"__key__": f"{row:09d}", "png": png_bytes(image), "cls": str(label).encode()}
+            for row, image, label in zip(self.rows, self.images, self.labels.tolist(), strict=True)
+        ]
+
+
+def _drawn(sampler: Sampler, parts: Iterable[tuple[int, range]]) -> Generator[_Drawn]:
+    """Batches, drawn by a thread of its own: the device does not wait for their packing."""
+    return ahead(_Drawn(part, rows, *sampler.draw(rows)) for part, rows in parts)
+
+
+def _packed(sampler: Sampler, parts: Iterable[tuple[int, range]]) -> Generator[tuple[int, list[dict[str, Any]]]]:
+    """(part, samples) of each batch; PNGs are made by the cores that are left."""
+    return in_order(lambda drawn: (drawn.part, drawn.samples()), _drawn(sampler, parts), spare_threads())
 
 
 def _write_stream(sampler: Sampler) -> None:
     record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
     parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
-    stream = (item for _, rows in parts for item in _samples(sampler, rows))
+    stream = (sample for _, samples in _packed(sampler, parts) for sample in samples)
     write_standard_output("images", sampler.describe(), record, stream)
 
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
     request, config = sampler.request, sampler.describe()
     with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite) as production:
-        parts = list(row_ranges(request.count, SHARD_SIZE, request.batch_size))
-        for shard, group in groupby(_progress(parts), key=lambda part: part[0]):
-            if not production.wanted(shard):
-                continue
-            samples = (item for _, rows in group for item in _samples(sampler, rows))
-            if tar:
-                production.write(shard, samples)
-                continue
-            for item in samples:
-                place = folder / folder_name(int(item["cls"]), sampler.classes)
-                with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
-                    partial.write_bytes(item["png"])
-            production.mark(shard, {})
+        parts = row_ranges(request.count, SHARD_SIZE, request.batch_size)
+        wanted = [(shard, rows) for shard, rows in parts if production.wanted(shard)]
+        with closing(_packed(sampler, _progress(wanted))) as packed:
+            for shard, group in groupby(packed, key=lambda item: item[0]):
+                samples = (sample for _, batch in group for sample in batch)
+                if tar:
+                    production.write(shard, samples)
+                    continue
+                for item in samples:
+                    place = folder / folder_name(int(item["cls"]), sampler.classes)
+                    with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
+                        partial.write_bytes(item["png"])
+                production.mark(shard, {})
         record = provenance(folder, _inputs(sampler), seed=request.seed)
         production.finish("images", config, record)
 
@@ -174,10 +201,11 @@ def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
     state = processes()
     if state.is_main_process:
         claim(path, overwrite=overwrite)
-    with NpzWriter(path, request.count, size) as writer:
-        for part, rows in _progress(list(row_ranges(request.count, request.batch_size, request.batch_size))):
-            if part % state.num_processes == state.process_index:
-                writer.put(rows, *sampler.draw(rows))
+    parts = row_ranges(request.count, request.batch_size, request.batch_size)
+    own = [(part, rows) for part, rows in parts if part % state.num_processes == state.process_index]
+    with NpzWriter(path, request.count, size) as writer, closing(_drawn(sampler, _progress(own))) as drawn:
+        for batch in drawn:
+            writer.put(batch.rows, batch.images, batch.labels)
         writer.finish(sampler.describe())
 
 

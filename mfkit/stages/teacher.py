@@ -22,7 +22,7 @@ def plan(
         network = VelocityDiT(fresh_config(latents, model))
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
-        x, y = batch.columns["latent"], batch.columns["label"]
+        x, y = batch.columns["latent"].float(), batch.columns["label"]
         uniform, noise = draw_rows(settings.seed, "teacher", batch.positions, x.shape[1:], uniforms=2, device=x.device)
         y = null_labels(y, classes, uniform[:, 1] < settings.label_drop)
         return flow_matching(net, x, noise, shifted(uniform[:, 0], shift), y)

@@ -1,25 +1,39 @@
 """trajectories: the teacher's ODE, every state with its true time."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import groupby
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mfkit.data.codecs import array_bytes
+from mfkit.data.prefetch import ahead
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
+from mfkit.precision import evaluating
 from mfkit.processes import processes
 from mfkit.settings import TrajectorySettings
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import trajectory
 from mfkit.solvers.times import time_grid
 from mfkit.stages.inputs import latent_shape
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Trajectories of a batch, states (B, S + 1, C, H, W) in the format to be stored; on the CPU."""
+
+    shard: int
+    rows: range
+    labels: list[int]
+    states: np.ndarray
 
 
 def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySettings, *, overwrite: bool) -> str | None:
@@ -32,32 +46,39 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     shape, classes, device = latent_shape(teacher), network.config.classes, processes().device
     times = time_grid(settings.solver_steps, teacher.config["time_shift"], device)
 
-    @torch.no_grad()
-    def samples(rows: range) -> Iterator[dict[str, Any]]:
-        _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
-        labels = torch.tensor([row % classes for row in rows], device=device)
-        states = trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)  # (S + 1, B, C, H, W)
-        stored = states.transpose(0, 1).cpu().numpy().astype(settings.dtype)
-        for row, label, path in zip(rows, labels.tolist(), stored, strict=True):
-            yield {
-                "__key__": f"{row:09d}",
-                "states.npy": array_bytes(path),
-                "times.npy": array_bytes(times.cpu().numpy()),
-                "cls": str(label).encode(),
-            }
+    dtype = {"float16": torch.float16, "float32": torch.float32}[settings.dtype]
+    stored_times = array_bytes(times.cpu().numpy())
+
+    def solved(shard: int, rows: range) -> _Solved:
+        with evaluating(settings.precision, device):
+            _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
+            labels = torch.tensor([row % classes for row in rows], device=device)
+            states = trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)
+            stored = states.to(dtype).cpu().transpose(0, 1).numpy()  # (B, S + 1, C, H, W)
+        return _Solved(shard, rows, labels.tolist(), stored)
+
+    def samples(parts: Iterable[_Solved]) -> Iterator[dict[str, Any]]:
+        for part in parts:
+            for row, label, path in zip(part.rows, part.labels, part.states, strict=True):
+                yield {
+                    "__key__": f"{row:09d}",
+                    "states.npy": array_bytes(path),
+                    "times.npy": stored_times,
+                    "cls": str(label).encode(),
+                }
 
     config = {"shape": list(shape), "classes": teacher.config["classes"], "trajectories": count, **asdict(settings)}
     inputs = {"teacher": teacher, **teacher.mention("rae")}
     parts = row_ranges(count, settings.shard_size, settings.batch_size)
     if output == STREAM:
         record = provenance(Path.cwd(), inputs, seed=settings.seed)
-        stream = (sample for _, rows in parts for sample in samples(rows))
-        write_standard_output("trajectories", config, record, stream)
+        write_standard_output("trajectories", config, record, samples(ahead(starmap(solved, parts))))
         return None
     folder = Path(output)
     with Production(folder, inputs, config, overwrite=overwrite) as production:
-        for shard, group in groupby(parts, key=lambda part: part[0]):
-            if production.wanted(shard):
-                production.write(shard, (sample for _, rows in group for sample in samples(rows)))
+        wanted = ((shard, rows) for shard, rows in parts if production.wanted(shard))
+        with closing(ahead(starmap(solved, wanted))) as ready:
+            for shard, group in groupby(ready, key=lambda part: part.shard):
+                production.write(shard, samples(group))
         production.finish("trajectories", config, provenance(folder, inputs, seed=settings.seed))
     return output

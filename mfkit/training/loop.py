@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from mfkit.data.feed import Batch, Layout, Source, feed
 from mfkit.errors import DivergedError, UsageError
+from mfkit.networks.execution import checkpoint_activations, compile_blocks
 from mfkit.objectives.losses import Loss
+from mfkit.precision import autocast, products
 from mfkit.processes import processes
 from mfkit.settings import TrainingSettings
 from mfkit.training import checkpoint
@@ -35,6 +37,8 @@ class Stage:
     source: Source
     loss: Callable[[nn.Module, Batch], Loss]
     """(network in its data-parallel wrapper, rows) -> loss. ``network`` itself is the bare one."""
+    blocks: Iterable[nn.Module] = ()
+    """The network's repeated blocks: what is compiled, and what is made again in the backward pass, one at a time."""
     rows_per_item: int = 1
     """Rows of the network that an item of the source becomes."""
     picture: Callable[[int], None] | None = None
@@ -71,6 +75,11 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
 
     :raises DivergedError: a loss or gradient is not finite; the last checkpoint stays.
     """
+    with products(settings.precision, processes().device):
+        _train(stage, settings, run)
+
+
+def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     state = processes()
     layout = _layout(settings, stage.rows_per_item, state.process_index, state.num_processes)
     accelerator = Accelerator(
@@ -81,6 +90,10 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
         project_dir=run.output.parent,
     )
     parameters = {name: value for name, value in stage.network.named_parameters() if value.requires_grad}
+    if settings.activation_checkpointing:
+        checkpoint_activations(stage.blocks)
+    if settings.compile:
+        compile_blocks(stage.blocks)
     network = accelerator.prepare(stage.network.train())
     optimizer = torch.optim.AdamW(
         parameters.values(),
@@ -120,7 +133,7 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
         for _ in range(layout.accumulation):
             batch = _to_device(next(batches), accelerator.device)
             with accelerator.accumulate(network):
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                with autocast(settings.precision, accelerator.device):
                     loss = stage.loss(network, batch)
                 accelerator.backward(loss.value)
             meter.add(loss)
@@ -154,7 +167,9 @@ def _layout(settings: TrainingSettings, rows_per_item: int, rank: int, processes
     return Layout(items, settings.micro_batch // rows_per_item or max(1, items // processes), rank, processes)
 
 
-_MAY_CHANGE = ("workers", "log_every", "save_every", "sample_every", "micro_batch")
+_MAY_CHANGE = (
+    "workers", "log_every", "save_every", "sample_every", "micro_batch", "compile", "activation_checkpointing"
+)  # fmt: skip
 """Settings that a run may be resumed with another value of."""
 
 

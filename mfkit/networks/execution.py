@@ -1,0 +1,34 @@
+"""How the repeated blocks of a network are run: compiled, or with their activations made again for the backward pass.
+
+Both leave the names of the parameters as they are, and both work block by block, so that one block is compiled once
+for all blocks of its shape.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """``torch.compile`` for each block, in place. The first pass of a shape takes a minute or so."""
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
+    """Each block, in place, keeps its inputs alone and runs again in the backward pass: less memory, more work."""
+    for block in blocks:
+        block.__dict__["forward"] = _Checkpointed(block.forward)
+
+
+class _Checkpointed:
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*inputs)
+        return checkpoint(self._forward, *inputs, use_reentrant=False)
