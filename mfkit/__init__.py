@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from mfkit.pipeline import MeanFlowPipeline
 
-__version__ = version("mfkit")
+    __version__: str
 __all__ = ["MeanFlowPipeline", "__version__", "load"]
 
 
@@ -23,7 +23,11 @@ def load(path: str | Path) -> nn.Module:
 
 
 def __getattr__(name: str) -> object:
-    """:class:`mfkit.pipeline.MeanFlowPipeline`, imported when it is asked for: it takes seconds."""
+    """What takes long to find, once it is asked for: the version, :class:`mfkit.pipeline.MeanFlowPipeline`."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mfkit")
     if name == "MeanFlowPipeline":
         from mfkit.pipeline import MeanFlowPipeline
 

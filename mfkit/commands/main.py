@@ -1,9 +1,10 @@
 """The dispatcher: one module per subcommand, none of which imports torch before it runs."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mfkit.commands import (
     bootstrap,
@@ -22,8 +23,18 @@ from mfkit.commands import (
     trajectories,
 )
 
+
+class _Root(TyperGroup):
+    """The list of commands in plain text: the library that draws boxes takes as long to import as all the rest."""
+
+    def format_help(self, *arguments: Any) -> None:
+        self.rich_markup_mode = None
+        super().format_help(*arguments)
+
+
 app = typer.Typer(
     name="mfkit",
+    cls=_Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
