@@ -1,9 +1,11 @@
-"""The one place that asks accelerate how many processes there are, which is this one, and on which device."""
+"""This process among others: how many there are, which is this one, on which device, what it holds of a tensor."""
 
 import os
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mfkit.errors import UsageError
 
@@ -25,3 +27,14 @@ def leave() -> None:
     """Takes leave of the other processes, at the end of a command."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def gathered(value: Tensor) -> Tensor:
+    """A parameter that FSDP has split among the processes, whole; any other tensor as it is. All processes call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def placed_like(whole: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor as ``value`` is kept: its device, and this process's part where FSDP has split it."""
+    whole = whole.to(value.device)
+    return distribute_tensor(whole, value.device_mesh, value.placements) if isinstance(value, DTensor) else whole

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mfkit import presets
 from mfkit.files.artifact import file_digest
 from mfkit.settings import GeneratorSettings, TrainingSettings
-from mfkit.training.loop import ema_decay, learning_rate
+from mfkit.training.optimisation import ema_decay, learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
 TEACHER = "train-teacher {chain}/latents -o t.safetensors --steps 6 --batch-size 16 --save-every 2 --log-every 1"

@@ -14,6 +14,7 @@ from mfkit.errors import InputError, using
 from mfkit.files.artifact import Artifact, metadata, open_artifact
 from mfkit.files.atomic import whole_file
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
+from mfkit.processes import gathered, processes
 
 if TYPE_CHECKING:
     from mfkit.networks.rae import RAE
@@ -84,8 +85,13 @@ def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def save(path: Path, network: "DiT | RAE", kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Writes a network of ``kind`` with its description; ``config`` are the entries beside the network's own."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    """Writes a network of ``kind`` with its description; ``config`` are the entries beside the network's own.
+
+    All processes call it; the main one writes.
+    """
+    tensors = {name: gathered(value.detach()).cpu().contiguous() for name, value in network.state_dict().items()}
+    if not processes().is_main_process:
+        return
     with whole_file(path) as partial:
         save_tensors(partial, tensors, metadata(kind, {"network": asdict(network.config), **config}, record))
 

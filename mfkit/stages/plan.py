@@ -82,9 +82,9 @@ class Plan:
         )  # fmt: skip
         run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
         train(stage, self.settings, run)
+        record = provenance(execution.output.parent, self.inputs, seed=self.settings.seed)
+        weights.save(execution.output, self.network, self.kind, self.config, record)
         if main:
-            record = provenance(execution.output.parent, self.inputs, seed=self.settings.seed)
-            weights.save(execution.output, self.network, self.kind, self.config, record)
             checkpoint_path(execution.output).unlink(missing_ok=True)
         processes().wait_for_everyone()
         return str(execution.output)

@@ -79,10 +79,9 @@ def train_rae(
     _measure(rae, images, settings.workers)
     run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
     train(_decoder_training(rae, images, settings, sizes, execution.output), settings, run)
+    record = provenance(execution.output.parent, inputs, seed=settings.seed)
+    weights.save(execution.output, rae, "rae", {"preset": preset, "classes": class_names(images)}, record)
     if main:
-        record = provenance(execution.output.parent, inputs, seed=settings.seed)
-        config = {"preset": preset, "classes": class_names(images)}
-        weights.save(execution.output, rae, "rae", config, record)
         checkpoint_path(execution.output).unlink(missing_ok=True)
         checkpoint_path(pretraining).unlink(missing_ok=True)
     processes().wait_for_everyone()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import metadata, open_artifact
 from mfkit.files.atomic import whole_file
 from mfkit.files.weights import read_tensors, save_tensors
+from mfkit.processes import gathered, placed_like, processes
+from mfkit.training.optimisation import Optimisation
 
 _KIND = "checkpoint"
 
@@ -23,23 +23,24 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_suffix(".checkpoint.safetensors")
 
 
-def save(
-    path: Path, step: int, settings: dict[str, Any], parameters: dict[str, nn.Parameter], ema: list[Tensor],
-    optimizer: Optimizer,
-) -> None:  # fmt: skip
-    """Writes trainable parameters, their moving average and the optimiser's state after ``step`` steps."""
+def save(path: Path, step: int, settings: dict[str, Any], optimisation: Optimisation) -> None:
+    """Writes trainable parameters, their moving average and the optimiser's state after ``step`` steps.
+
+    All processes call it; the main one writes.
+    """
+    parameters, optimizer = optimisation.parameters, optimisation.optimizer
     tensors = {f"model.{name}": value.detach() for name, value in parameters.items()}
-    tensors |= {f"ema.{name}": value for name, value in zip(parameters, ema, strict=True)}
+    tensors |= {f"ema.{name}": value for name, value in zip(parameters, optimisation.average, strict=True)}
     for name, value in parameters.items():
         tensors |= {f"optimizer.{key}.{name}": state for key, state in optimizer.state[value].items()}
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: gathered(value).cpu().contiguous() for name, value in tensors.items()}
+    if not processes().is_main_process:
+        return
     with whole_file(path) as partial:
         save_tensors(partial, tensors, metadata(_KIND, {"step": step, "settings": settings}, {}))
 
 
-def restore(
-    path: Path, settings: dict[str, Any], parameters: dict[str, nn.Parameter], ema: list[Tensor], optimizer: Optimizer
-) -> int:
+def restore(path: Path, settings: dict[str, Any], optimisation: Optimisation) -> int:
     """Loads a checkpoint in place and returns its step; refuses one of a run with other settings."""
     config = open_artifact(path, kinds=(_KIND,)).config
     settings = json.loads(json.dumps(settings))
@@ -55,13 +56,12 @@ def restore(
     tensors = read_tensors(path)
     try:
         with torch.no_grad():
-            for (name, value), average in zip(parameters.items(), ema, strict=True):
-                value.copy_(tensors[f"model.{name}"])
-                average.copy_(tensors[f"ema.{name}"])
-                optimizer.state[value] = {
-                    key: tensors[f"optimizer.{key}.{name}"].to(value.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+            for (name, value), average in zip(optimisation.parameters.items(), optimisation.average, strict=True):
+                value.copy_(placed_like(tensors[f"model.{name}"], value))
+                average.copy_(placed_like(tensors[f"ema.{name}"], value))
+                optimisation.optimizer.state[value] = {
+                    key: placed_like(tensors[f"optimizer.{key}.{name}"], value) for key in ("exp_avg", "exp_avg_sq")
+                } | {"step": tensors[f"optimizer.step.{name}"].to(value.device)}
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{path} does not fit this network: {error}") from error
     return config["step"]

@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from mfkit.data.feed import Batch, Layout, Source, feed
+from mfkit.data.feed import Layout, Source, feed
 from mfkit.errors import DivergedError, UsageError
-from mfkit.networks.execution import checkpoint_activations, compile_blocks
 from mfkit.objectives.losses import Loss
-from mfkit.precision import autocast, products
+from mfkit.precision import products
 from mfkit.processes import processes
 from mfkit.settings import TrainingSettings
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
+from mfkit.training.optimisation import LossOf, Optimisation
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,8 @@ class Stage:
     network: nn.Module
     """Its parameters that require a gradient are trained, in place; at the end they are their moving average."""
     source: Source
-    loss: Callable[[nn.Module, Batch], Loss]
-    """(network in its data-parallel wrapper, rows) -> loss. ``network`` itself is the bare one."""
+    loss: LossOf
+    """``network`` itself is the bare one."""
     blocks: Iterable[nn.Module] = ()
     """The network's repeated blocks: what is compiled, and what is made again in the backward pass, one at a time."""
     rows_per_item: int = 1
@@ -56,20 +55,6 @@ class Run:
     trackers: tuple[str, ...] = ()
 
 
-def learning_rate(settings: TrainingSettings, step: int) -> float:
-    """The rate of a step, counted from 0: linear warm-up, then constant, linear or cosine to the final rate."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    done = {"constant": 0.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[settings.schedule]
-    return settings.learning_rate + (settings.final_learning_rate - settings.learning_rate) * done
-
-
-def ema_decay(settings: TrainingSettings, step: int) -> float:
-    """The decay of the weights' moving average after a step, counted from 0: rises to its setting, the first is 0."""
-    return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
-
-
 def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     """Trains ``stage.network`` to the last step, from the run's checkpoint where there is one.
 
@@ -82,27 +67,13 @@ def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
 def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     state = processes()
     layout = _layout(settings, stage.rows_per_item, state.process_index, state.num_processes)
-    accelerator = Accelerator(
-        cpu=state.device.type == "cpu",
-        mixed_precision="no",  # the loop casts itself, so that du/dt can stay in float32
-        gradient_accumulation_steps=layout.accumulation,
-        log_with=list(run.trackers) or None,
-        project_dir=run.output.parent,
-    )
-    parameters = {name: value for name, value in stage.network.named_parameters() if value.requires_grad}
-    if settings.activation_checkpointing:
-        checkpoint_activations(stage.blocks)
-    if settings.compile:
-        compile_blocks(stage.blocks)
-    network = accelerator.prepare(stage.network.train())
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    average = [value.detach().clone() for value in parameters.values()]
+    optimisation = Optimisation(
+        stage.network, stage.blocks, settings,
+        accumulation=layout.accumulation, trackers=run.trackers, folder=run.output.parent,
+    )  # fmt: skip
+    accelerator = optimisation.accelerator
+    if optimisation.sharded and settings.sample_every:
+        raise UsageError("--sample-every draws in one process, which has a part of the weights only under FSDP")
     saved, log = checkpoint.checkpoint_path(run.output), training_log.log_path(run.output)
     identity = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | run.identity
     first_step = 0
@@ -111,7 +82,7 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
             saved.unlink(missing_ok=True)
         accelerator.wait_for_everyone()
     if saved.exists():
-        first_step = checkpoint.restore(saved, identity, parameters, average, optimizer)
+        first_step = checkpoint.restore(saved, identity, optimisation)
         logger.info("going on from %s, step %d", saved, first_step)
     if accelerator.is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -127,31 +98,17 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     )  # fmt: skip
     hidden = not (accelerator.is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING))
     for step in tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, disable=hidden):
-        rate = learning_rate(settings, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for _ in range(layout.accumulation):
-            batch = _to_device(next(batches), accelerator.device)
-            with accelerator.accumulate(network):
-                with autocast(settings.precision, accelerator.device):
-                    loss = stage.loss(network, batch)
-                accelerator.backward(loss.value)
-            meter.add(loss)
-        norm = accelerator.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        get_ema_multi_avg_fn(ema_decay(settings, step))(average, list(parameters.values()), None)
+        norm, rate = optimisation.step(step, batches, stage.loss, meter.add)
         done = step + 1
-        meter.end_step(done, norm, rate, last=done == settings.steps or done % settings.save_every == 0)
-        if (done % settings.save_every == 0 or done == settings.steps) and accelerator.is_main_process:
-            checkpoint.save(saved, done, identity, parameters, average, optimizer)
+        to_save = done == settings.steps or done % settings.save_every == 0
+        meter.end_step(done, norm, rate, last=to_save)
+        if to_save:
+            checkpoint.save(saved, done, identity, optimisation)
         drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
         if stage.picture and drawn and accelerator.is_main_process:
-            trained = [value.detach().clone() for value in parameters.values()]
-            _copy(average, parameters.values())
-            stage.picture(done)
-            _copy(trained, parameters.values())
-    _copy(average, parameters.values())
+            with optimisation.averaged():
+                stage.picture(done)
+    optimisation.take_average()
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -209,15 +166,3 @@ class _Meter:
             self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
         self._sums.zero_()
         self._passes, self._step, self._clock = 0, step, time.perf_counter()
-
-
-def _copy(values: Iterable[Tensor], parameters: Iterable[nn.Parameter]) -> None:
-    with torch.no_grad():
-        for value, parameter in zip(values, parameters, strict=True):
-            parameter.copy_(value)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        batch.positions, {name: column.to(device, non_blocking=True) for name, column in batch.columns.items()}
-    )
