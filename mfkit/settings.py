@@ -49,7 +49,7 @@ class TrainingSettings(Settings):
     precision: PrecisionName = setting("Precision of matrix products; weights, sums and du/dt's difference: float32.")
     compile: bool = setting("Compile the network's blocks by torch.compile.")
     activation_checkpointing: bool = setting("Make activations again in the backward pass: less memory, more work.")
-    workers: int = setting("Loader processes per process, 0 for none; streams are read without.", low=0)
+    workers: int = setting("Threads per process that read and decode ahead; 0 reads as it goes.", metavar="N", low=0)
     log_every: int = setting("Steps between lines of the log.", metavar="N", low=1)
     save_every: int = setting("Steps between checkpoints.", metavar="N", low=1)
     sample_every: int = setting("Steps between grids from fixed noise; 0 draws none.", metavar="N", low=0)

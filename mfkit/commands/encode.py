@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
     @options.command(
         app, "encode", EncodeSettings,
         examples="`mfkit encode digits:train --rae rae.safetensors -o latents/`, "
-        "`mfkit encode 'train-{000..099}.tar' --rae rae.safetensors -o latents/ --mirror --workers 8`, "
+        "`mfkit encode 'train-{000..099}.tar' --rae rae.safetensors -o latents/ --mirror --workers 16`, "
         "`mfkit encode train/ --vae stabilityai/sd-vae-ft-mse --preset imagenet256 -o latents/`, "
         "`mfkit encode digits:train --rae rae.safetensors -o - | "
         "mfkit train-teacher - -o teacher.safetensors --steps 20`",
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         preset: options.Preset = None,
         mirror: Annotated[bool, typer.Option("--mirror", help="Encode the mirror image of each image too.")] = False,
-        workers: options.Workers = 0,
+        workers: options.Workers = 4,
         overwrite: options.Overwrite = False,
     ) -> str | None:
         """Images → shards of standardised latents, read ever after instead of the images."""

@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
             int | None, typer.Option("-n", "--count", help="Use N samples only, spread evenly.", min=2, metavar="N")
         ] = None,
         batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1, metavar="N")] = 250,
-        workers: options.Workers = 0,
+        workers: options.Workers = 4,
         overwrite: options.Overwrite = False,
     ) -> str:
         """Samples and real images → Fréchet distance, with its conditions, as one JSON object."""

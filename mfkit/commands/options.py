@@ -47,7 +47,9 @@ LogWith = Annotated[
     list[str] | None,
     typer.Option(help="Log to a tracker too: tensorboard or wandb; may be given twice.", metavar="TRACKER"),
 ]
-Workers = Annotated[int, typer.Option(help="Loader processes per process.", min=0, metavar="N")]
+Workers = Annotated[
+    int, typer.Option(help="Threads per process that read and decode ahead; 0 reads as it goes.", min=0, metavar="N")
+]
 
 _VERBOSITY: dict[str, Any] = {
     "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Messages")],

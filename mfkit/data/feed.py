@@ -1,7 +1,7 @@
 """Rows for training: which row stands where depends on the seed alone, not on processes, workers or batch size."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -9,12 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import webdataset as wds
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mfkit.data.prefetch import ahead, in_order
 from mfkit.data.rows import TarRows
 from mfkit.data.shards import ShardStream
-from mfkit.errors import InputError, MfkitError, UsageError
+from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import Artifact
 
 SHUFFLE_SAMPLES, SHUFFLE_BYTES = 2000, 2**30
@@ -85,26 +84,20 @@ def feed(
     their headers are read. Any other stream goes through a shuffle buffer, again and again, or once where it cannot be
     read again.
 
-    :param workers: threads that read arrays, or processes that decode images; a stream has one reader.
+    :param workers: threads that read, decode and collate; a stream has one.
     """
     steps = range(first_step, last_step)
-    indexed = source.indexed() if isinstance(source, ShardStream) else source
-    if indexed is None:
+    rows = source.indexed() if isinstance(source, ShardStream) else source
+    if rows is None:
         assert isinstance(source, ShardStream)
-        return raising(ahead(map(collate, _streamed(source, layout, steps, seed)), depth=2))
-    order = _Order(len(indexed), seed)
+        return ahead(_streamed(source, layout, steps, seed))
+    order = _Order(len(rows), seed)
     batches = (order.of(batch) for step in steps for batch in layout.batches(step))
-    if isinstance(indexed, TarRows) and indexed.gathers:
-        return in_order(partial(_gathered, indexed), batches, workers)
-    loader = DataLoader(
-        _ByPosition(indexed), batch_sampler=_Batches(batches, layout.accumulation * len(steps)),
-        num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
-    return raising(loader)
+    return in_order(partial(read, rows), batches, workers)
 
 
 Place = tuple[int, int]
-"""(position in the run's order, row of the source)."""
+"""(position in an order, row of the source)."""
 
 
 class _Order:
@@ -125,40 +118,21 @@ class _Order:
         return int(self._order[place])
 
 
-def _gathered(rows: TarRows, places: list[Place]) -> Batch:
-    return Batch([position for position, _ in places], rows.gather([row for _, row in places]))
+def read(source: Numbered, places: list[Place]) -> Batch:
+    """These rows as a batch."""
+    if isinstance(source, TarRows) and source.gathers:
+        return Batch([position for position, _ in places], source.gather([row for _, row in places]))
+    return collate([(position, source[row]) for position, row in places])
 
 
-class _Batches(Sampler[list[Place]]):
-    def __init__(self, batches: Iterator[list[Place]], count: int) -> None:
-        self._batches, self._count = batches, count
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return self._batches
-
-    def __len__(self) -> int:
-        return self._count
-
-
-class _ByPosition(Dataset):
-    def __init__(self, source: Numbered) -> None:
-        self._source = source
-
-    def __getitem__(self, place: Place) -> tuple[int, dict[str, Any] | MfkitError]:
-        position, row = place
-        return position, row_or_error(self._source, row)
-
-
-def _streamed(
-    source: ShardStream, layout: Layout, steps: range, seed: int
-) -> Iterator[list[tuple[int, dict[str, Any] | MfkitError]]]:
+def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> Iterator[Batch]:
     """Every process reads the whole stream and keeps its own rows, so that the order is the same for any number."""
     buffer = source.samples_within(SHUFFLE_BYTES, SHUFFLE_SAMPLES)
     shuffle = wds.shuffle(buffer, initial=buffer, rng=random.Random(seed))
     rows = enumerate(shuffle(iter(_endless(source))))
     for step in steps:
         for batch in layout.batches(step):
-            found: list[tuple[int, dict[str, Any] | MfkitError]] = []
+            found: list[tuple[int, dict[str, Any]]] = []
             for wanted in batch:
                 row = next((row for position, row in rows if position == wanted), None)
                 if row is None:
@@ -168,7 +142,7 @@ def _streamed(
                         "rows; a stream is read once, so make it longer or train fewer steps"
                     )
                 found.append((wanted, source.decode(row)))
-            yield found
+            yield collate(found)
 
 
 def _endless(source: ShardStream) -> Iterator[dict[str, Any]]:
@@ -177,40 +151,16 @@ def _endless(source: ShardStream) -> Iterator[dict[str, Any]]:
         yield from source.raw()
 
 
-def row_or_error(source: Numbered, index: int) -> dict[str, Any] | MfkitError:
-    """A row, or its error as a value: a loader process would wrap a raised one into a page of text."""
+def collate(rows: list[tuple[int, dict[str, Any]]]) -> Batch:
+    """Numbered rows as one batch, in pinned memory where there is a GPU."""
     try:
-        return source[index]
-    except MfkitError as error:
-        return error
-
-
-def raising(batches: Iterable[Batch | MfkitError]) -> Iterator[Batch]:
-    """Batches, until one of them is an error."""
-    for batch in batches:
-        if isinstance(batch, MfkitError):
-            raise batch
-        yield batch
-
-
-def collate(rows: list[tuple[int, dict[str, Any] | MfkitError]]) -> Batch | MfkitError:
-    """Numbered rows as one batch, or the first error among them."""
-    good = [(position, row) for position, row in rows if not isinstance(row, MfkitError)]
-    if len(good) < len(rows):
-        return next(row for _, row in rows if isinstance(row, MfkitError))
-    try:
-        return _stack(good)
-    except RuntimeError as error:
-        return InputError(f"rows {rows[0][0]} to {rows[-1][0]} have different shapes: {error}")
-
-
-def _stack(rows: list[tuple[int, dict[str, Any]]]) -> Batch:
-    names = rows[0][1].keys()
-    columns = {name: [row[name] for _, row in rows] for name in names}
-    return Batch(
-        [position for position, _ in rows],
-        {
+        columns = {name: [row[name] for _, row in rows] for name in rows[0][1]}
+        stacked = {
             name: torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
             for name, values in columns.items()
-        },
-    )
+        }
+    except RuntimeError as error:
+        raise InputError(f"rows {rows[0][0]} to {rows[-1][0]} have different shapes: {error}") from error
+    if torch.cuda.is_available():
+        stacked = {name: column.pin_memory() for name, column in stacked.items()}
+    return Batch([position for position, _ in rows], stacked)

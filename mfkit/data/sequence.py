@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
-from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
-
-from mfkit.data.feed import Batch, Numbered, collate, raising, row_or_error
+from mfkit.data.codecs import Sample
+from mfkit.data.feed import Batch, Numbered, collate, read
+from mfkit.data.prefetch import in_order
 from mfkit.data.shards import ShardStream
-from mfkit.errors import MfkitError
 
 Rows = Numbered | ShardStream
 
@@ -24,24 +22,37 @@ def batches_by_shard(
 ) -> Iterator[tuple[int, Batch]]:
     """(shard, batch) for the shards that are wanted; shard k are the rows from k * shard_size. No batch spans two.
 
-    Of a stream, rows of other shards are read and thrown away.
+    Shards on this machine that have no index are read by random access all the same, once their headers are read. Of
+    any other stream, rows of other shards are read and thrown away.
+
+    :param workers: threads that read and decode.
     """
-    if isinstance(source, ShardStream):
-        samples = source.raw()
-        for shard in count():
-            raw = list(islice(samples, shard_size))
-            if not raw:
-                return
-            if wanted(shard):
-                for begin in range(0, len(raw), batch_size):
-                    rows = enumerate(raw[begin : begin + batch_size], shard * shard_size + begin)
-                    decoded = collate([(number, source.decode(sample)) for number, sample in rows])
-                    yield shard, next(raising([decoded]))
+    rows = source.indexed() if isinstance(source, ShardStream) else source
+    if rows is not None:
+        parts = ((shard, own) for shard, own in row_ranges(len(rows), shard_size, batch_size) if wanted(shard))
+        yield from in_order(lambda part: (part[0], read(rows, [(row, row) for row in part[1]])), parts, workers)
         return
-    batches = [rows for shard, rows in row_ranges(len(source), shard_size, batch_size) if wanted(shard)]
-    loader = DataLoader(_WithNumbers(source), batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collate)
-    for batch in raising(loader):
-        yield batch.positions[0] // shard_size, batch
+    assert isinstance(source, ShardStream)
+    decode = source.decode
+    yield from in_order(
+        lambda part: (part[0], collate([(number, decode(sample)) for number, sample in part[1]])),
+        _raw_batches(source, shard_size, batch_size, wanted), workers,
+    )  # fmt: skip
+
+
+def _raw_batches(
+    source: ShardStream, shard_size: int, batch_size: int, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, list[tuple[int, Sample]]]]:
+    samples = enumerate(source.raw())
+    for shard in count():
+        shard_samples = islice(samples, shard_size)
+        empty = True
+        while batch := list(islice(shard_samples, batch_size)):
+            empty = False
+            if wanted(shard):
+                yield shard, batch
+        if empty:
+            return
 
 
 def row_ranges(rows: int, shard_size: int, batch_size: int) -> Iterator[tuple[int, range]]:
@@ -50,22 +61,3 @@ def row_ranges(rows: int, shard_size: int, batch_size: int) -> Iterator[tuple[in
         end = min(begin + shard_size, rows)
         for first in range(begin, end, batch_size):
             yield begin // shard_size, range(first, min(first + batch_size, end))
-
-
-class _WithNumbers(Dataset):
-    def __init__(self, source: Numbered) -> None:
-        self._source = source
-
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any] | MfkitError]:
-        return index, row_or_error(self._source, index)
-
-
-class _Ranges(Sampler[list[int]]):
-    def __init__(self, batches: list[range]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(rows) for rows in self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
