@@ -17,7 +17,8 @@ LAYERS = {
     "training": 4, "metrics": 4,
     "pipeline": 4,
     "stages": 5,
-    "commands": 6, "__init__": 7, "__main__": 7,
+    "benchmark": 6,
+    "commands": 7, "__init__": 8, "__main__": 8,
 }  # fmt: skip
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
+from mfkit.settings import DTypeName
 
 ASSUMED_RATE = 400.0
 """10^12 operations per second: 40% of the peak of an H100 in bfloat16."""
@@ -15,7 +16,8 @@ def register(app: typer.Typer) -> None:
     @options.command(
         app, "flops",
         examples="`mfkit flops mft.safetensors`, `mfkit flops --preset imagenet256 --json`, "
-        "`mfkit flops --preset imagenet256 --plan --rate 350`",
+        "`mfkit flops --preset imagenet256 --plan --rate 350`, "
+        "`mfkit flops --preset imagenet256 --plan --bench bench.json`",
     )  # fmt: skip
     def flops(
         model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Student or teacher.")] = None,
@@ -42,6 +44,18 @@ def register(app: typer.Typer) -> None:
         trajectories: Annotated[
             int | None, typer.Option(help="For --plan: trajectories; by default the recipe's.", min=1, metavar="N")
         ] = None,
+        solver_steps: Annotated[
+            int | None,
+            typer.Option(help="For --plan: steps of a trajectory; by default the preset's.", min=1, metavar="N"),
+        ] = None,
+        dtype: Annotated[
+            DTypeName | None,
+            typer.Option(help="For --plan: number format of latents and trajectories; by default the preset's."),
+        ] = None,
+        bench: Annotated[
+            Path | None,
+            typer.Option(help="For --plan: rates that `mfkit bench STAGE|all --json` measured.", metavar="FILE"),
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     ) -> str:
         """Generator and decoder → 10⁹ operations per image, by counting rule. Needs no weights.
@@ -51,7 +65,7 @@ def register(app: typer.Typer) -> None:
         import json
 
         from mfkit.errors import UsageError
-        from mfkit.stages.work import preset_work, recipe_work, work
+        from mfkit.stages.work import measured_rates, preset_work, recipe_work, work
 
         if model is not None and preset is not None or model is None and rae is not None:
             raise UsageError("give a MODEL, with --rae where it is not the recorded one, or --preset alone")
@@ -59,13 +73,17 @@ def register(app: typer.Typer) -> None:
             raise UsageError("give a MODEL or --preset")
         if plan and preset is None:
             raise UsageError("--plan is of a whole recipe: give --preset")
-        if not plan and any(value is not None for value in (rate, images, mirror, trajectories)):
-            raise UsageError("--rate, --images, --mirror and --trajectories are for --plan")
+        for_plan = (rate, images, mirror, trajectories, solver_steps, dtype, bench)
+        if not plan and any(value is not None for value in for_plan):
+            raise UsageError(
+                "--rate, --images, --mirror, --trajectories, --solver-steps, --dtype and --bench are for --plan"
+            )
         if plan:
             assert preset is not None
             cost = recipe_work(
-                preset, images=images, mirror=mirror, trajectories=trajectories, rate=rate or ASSUMED_RATE
-            )
+                preset, images=images, mirror=mirror, trajectories=trajectories, solver_steps=solver_steps,
+                dtype=dtype, rates=measured_rates(bench) if bench else {}, rate=rate or ASSUMED_RATE,
+            )  # fmt: skip
             return json.dumps(cost, indent=2) if as_json else _recipe_text(cost)
         counted = preset_work(preset) if preset else work(Path(str(model)), rae)
         return json.dumps(counted, indent=2) if as_json else _picture_text(counted)
@@ -93,8 +111,8 @@ def _recipe_text(cost: dict[str, Any]) -> str:
     paper = cost.get("paper", {})
     lines = [
         f"{cost['preset']}: {cost['views']:,} views of {cost['images']:,} images, "
-        f"{cost['trajectories']:,} trajectories, {cost['teraflops_per_second']:g} x 10^12 operations a second",
-        _row("stage", "steps", "rows/step", "FLOPs/step*", "FLOPs", "GPU-days", "paper", "GB on disk"),
+        f"{cost['trajectories']:,} trajectories",
+        _row("stage", "steps", "rows/step", "FLOPs/step*", "FLOPs", "10^12/s", "GPU-days", "paper", "GB on disk"),
     ]
     for name, stage in {**cost["stages"], "total": cost["total"]}.items():
         one = stage.get("flops_per_step", stage.get("flops_per_sample"))
@@ -103,7 +121,8 @@ def _recipe_text(cost: dict[str, Any]) -> str:
         lines.append(
             _row(
                 name, f"{stage['steps']:,}" if "steps" in stage else "", str(stage.get("rows_per_step", "")), per_step,
-                f"{stage['flops']:.3g}", f"{stage['gpu_days']:.3g}", reported,
+                f"{stage['flops']:.3g}", f"{rate:.4g}" if (rate := stage.get("teraflops_per_second")) else "",
+                f"{stage['gpu_days']:.3g}", reported,
                 f"{stage['bytes'] / 1e9:,.1f}" if "bytes" in stage else "",
             )
         )  # fmt: skip

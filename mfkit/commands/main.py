@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from mfkit.commands import (
+    bench,
     bootstrap,
     distill,
     encode,
@@ -43,7 +44,7 @@ app = typer.Typer(
 
 for module in (
     train_rae, encode, train_teacher, trajectories, midtrain, distill, bootstrap, sample, fid, flops, plot,
-    inspect_file, import_weights, export,
+    inspect_file, import_weights, export, bench,
 ):  # fmt: skip
     module.register(app)
 

@@ -25,12 +25,18 @@ from mfkit.stages.seeding import seeded
 VelocityAt = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(z (B, C, H, W), t (B,), y (B,), e - x (B, C, H, W)) -> the velocity at z."""
 
+Objective = Callable[..., Loss]
+"""Called as :func:`mfkit.objectives.losses.mean_flow` is."""
+
 
 def plan_distill(
     latents: LatentSet, teacher: Artifact, init: Artifact, preset: PresetName, settings: GeneratorSettings,
-    flow: MeanFlowSettings,
+    flow: MeanFlowSettings, objective: Objective = mean_flow,
 ) -> Plan:  # fmt: skip
-    """Mean-flow distillation (MFD): the velocity is the teacher's. ``init`` is a student, or the teacher itself."""
+    """Mean-flow distillation (MFD): the velocity is the teacher's. ``init`` is a student, or the teacher itself.
+
+    :param objective: the loss; a benchmark gives another formulation of it.
+    """
     check_same_rae(teacher, init)
     check_fit(latents, teacher)
     network = weights.load_generator(teacher.path, "teacher").requires_grad_(False).to(processes().device)
@@ -42,15 +48,16 @@ def plan_distill(
             return network(z, t, y)
 
     start = _started(init, latents, settings.seed)
-    return _plan("distill", latents, start, {"teacher": teacher}, teacher_velocity, preset, settings, flow)
+    return _plan("distill", latents, start, {"teacher": teacher}, teacher_velocity, preset, settings, flow, objective)
 
 
 def plan_bootstrap(
-    latents: LatentSet, init: Artifact, preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings
-) -> Plan:
-    """Bootstrapping (MFT): the velocity is the one-point estimate e - x."""
+    latents: LatentSet, init: Artifact, preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings,
+    objective: Objective = mean_flow,
+) -> Plan:  # fmt: skip
+    """Bootstrapping (MFT): the velocity is the one-point estimate e - x. ``objective`` as for distillation."""
     start = _started(init, latents, settings.seed)
-    return _plan("bootstrap", latents, start, {}, _one_point, preset, settings, flow)
+    return _plan("bootstrap", latents, start, {}, _one_point, preset, settings, flow, objective)
 
 
 def plan_from_scratch(
@@ -89,7 +96,7 @@ def _one_point(z: Tensor, t: Tensor, y: Tensor, one_point: Tensor) -> Tensor:
 
 def _plan(
     purpose: str, latents: LatentSet, start: _Start, inputs: dict[str, Artifact], velocity_at: VelocityAt,
-    preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings,
+    preset: PresetName, settings: GeneratorSettings, flow: MeanFlowSettings, objective: Objective = mean_flow,
 ) -> Plan:  # fmt: skip
     network, shift = start.network, start.time_shift
     classes = network.config.classes
@@ -106,7 +113,7 @@ def _plan(
         y = null_labels(y, classes, uniform[:, 2] < settings.label_drop)
         z, one_point = interpolate(x, noise, t)
         v = velocity_at(z, t, y, one_point)
-        return mean_flow(
+        return objective(
             net, du_dt, z, r, t, y, v,
             moving=moving, bare_u=network, power=flow.weight_power, offset=flow.weight_offset,
         )  # fmt: skip

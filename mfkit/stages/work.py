@@ -1,10 +1,12 @@
 """flops: what one picture costs, and what a whole recipe costs before it is begun."""
 
+import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mfkit.errors import using
+from mfkit.errors import InputError, using
 from mfkit.files.artifact import Artifact, open_artifact
 from mfkit.metrics.flops import (
     RULES,
@@ -21,6 +23,7 @@ from mfkit.networks.rae import RAEConfig
 from mfkit.presets import DECODER_SIZES, GENERATOR_SIZES, LATENTS, MODELS, PAPER, RECIPES, resolve
 from mfkit.settings import (
     AutoencoderSettings,
+    DTypeName,
     EncodeSettings,
     GeneratorSettings,
     MeanFlowSettings,
@@ -30,6 +33,7 @@ from mfkit.settings import (
 from mfkit.solvers.ode import evaluations
 from mfkit.stages.inputs import AUTOENCODERS, check_decodes, follow, latent_shape
 
+TrainedStage = Literal["train-teacher", "midtrain", "distill", "bootstrap"]
 _COMPARABLE = 256
 """Side in pixels from which on vanilla mean flow is set beside: its VAE is made for such images."""
 _TRAINED = 3
@@ -50,20 +54,22 @@ def work(model: Path, rae: Path | None) -> dict[str, Any]:
 
 def preset_work(preset: PresetName) -> dict[str, Any]:
     """The same for the networks that a preset trains."""
-    decoder = _preset_rae(preset)
+    decoder = preset_rae(preset)
     return _table(generator_work(_preset_generator(preset), "student"), decoder_work(decoder), decoder.image_size)
 
 
 def recipe_work(
-    preset: PresetName, *, images: int | None, mirror: bool | None, trajectories: int | None, rate: float
-) -> dict[str, Any]:
+    preset: PresetName, *, images: int | None, mirror: bool | None, trajectories: int | None,
+    solver_steps: int | None, dtype: DTypeName | None, rates: Mapping[str, float], rate: float,
+) -> dict[str, Any]:  # fmt: skip
     """What the stages of a preset's recipe cost: operations, bytes on disk, and GPU-days.
 
     Nothing but matrix products is counted, and an evaluation with gradients as three. A row of distillation is the
     teacher, the student with gradients, and, where r < t, two evaluations for du/dt.
 
     :param images: number of training images; None for the recipe's. Likewise ``mirror`` and ``trajectories``.
-    :param rate: what a GPU achieves, in 10^12 operations per second.
+    :param solver_steps: of the trajectories; None for the preset's. Likewise ``dtype``, of latents and trajectories.
+    :param rates: what a device achieved in each stage, in 10^12 operations per second; ``rate`` where none is given.
     """
     recipe = RECIPES[preset]
     images = images or recipe["images"]
@@ -71,26 +77,28 @@ def recipe_work(
     count = trajectories or recipe["trajectories"]
     generator = _preset_generator(preset)
     one = 1e9 * generator_work(generator, "student")["flops"]
-    storage = resolve(EncodeSettings, "encode", preset, {})
-    solved = resolve(TrajectorySettings, "trajectories", preset, {})
+    storage = resolve(EncodeSettings, "encode", preset, {"dtype": dtype})
+    solved = resolve(TrajectorySettings, "trajectories", preset, {"dtype": dtype, "solver_steps": solver_steps})
     latent = prod((generator.channels, generator.side, generator.side))
     per_trajectory = evaluations(solved.solver_steps, solved.solver)
     stages = {
-        "encode": _counted(views, 1e9 * encoder_work(_preset_rae(preset))["flops"], rate)
+        "encode": _counted(views, 1e9 * encoder_work(preset_rae(preset))["flops"])
         | {"bytes": views * latent * _BYTES[storage.dtype]},
-        "train-teacher": _training("train-teacher", preset, _TRAINED, one, rate),
-        "trajectories": _counted(count, per_trajectory * one, rate)
+        "train-teacher": _training("train-teacher", preset, one),
+        "trajectories": _counted(count, per_trajectory * one)
         | {"bytes": count * (solved.solver_steps + 1) * latent * _BYTES[solved.dtype]},
-        "midtrain": _training("midtrain", preset, _TRAINED, one, rate),
-        "distill": _training("distill", preset, 1 + _TRAINED + _derivative("distill", preset), one, rate),
-        "bootstrap": _training("bootstrap", preset, _TRAINED + _derivative("bootstrap", preset), one, rate),
+        "midtrain": _training("midtrain", preset, one),
+        "distill": _training("distill", preset, one),
+        "bootstrap": _training("bootstrap", preset, one),
     }
+    for name, stage in stages.items():
+        stage["teraflops_per_second"] = rates.get(name, rate)
+        stage["gpu_days"] = stage["flops"] / (stage["teraflops_per_second"] * 1e12) / _DAY
     result: dict[str, Any] = {
         "preset": preset,
         "images": images,
         "views": views,
         "trajectories": count,
-        "teraflops_per_second": rate,
         "stages": stages,
         "total": {
             "flops": sum(stage["flops"] for stage in stages.values()),
@@ -101,6 +109,26 @@ def recipe_work(
     if preset in PAPER:
         result["paper"] = {stage: _reported(told, one) for stage, told in PAPER[preset].items()}
     return result
+
+
+def measured_rates(path: Path) -> dict[str, float]:
+    """10^12 operations per second by stage, from what ``mfkit bench --json`` printed for one stage or all.
+
+    :raises InputError: it is no such file, or it measured none of a recipe's stages.
+    """
+    try:
+        document = json.loads(path.read_text())
+        found = [document] if "stage" in document else list(document.values())
+        rates = {
+            str(entry["stage"]): float(entry["flops_per_second"]) / 1e12
+            for entry in found
+            if "flops_per_second" in entry
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not what mfkit bench --json prints: {error}") from error
+    if not rates:
+        raise InputError(f"{path} holds the rate of no stage")
+    return rates
 
 
 def _reported(told: dict[str, Any], one: float) -> dict[str, Any]:
@@ -114,29 +142,32 @@ def _reported(told: dict[str, Any], one: float) -> dict[str, Any]:
     }
 
 
-def _training(stage: str, preset: PresetName, evaluations_per_row: float, one: float, rate: float) -> dict[str, Any]:
+def forward_passes(stage: TrainedStage, instantaneous: float) -> float:
+    """Forward passes that a row of a training stage is worth.
+
+    :param instantaneous: share of rows with r = t; on the others du/dt takes two evaluations, or a Jacobian-vector
+        product, which is worth as much.
+    """
+    derivative = 2 * (1 - instantaneous)
+    return _TRAINED + {"train-teacher": 0, "midtrain": 0, "distill": 1 + derivative, "bootstrap": derivative}[stage]
+
+
+def _training(stage: TrainedStage, preset: PresetName, one: float) -> dict[str, Any]:
     settings = resolve(GeneratorSettings, stage, preset, {})
-    per_step = settings.batch_size * evaluations_per_row * one
-    shape = {
+    flow = resolve(MeanFlowSettings, "distill" if stage == "distill" else "bootstrap", preset, {})
+    passes = forward_passes(stage, flow.instantaneous)
+    per_step = settings.batch_size * passes * one
+    return {
         "steps": settings.steps,
         "rows_per_step": settings.batch_size,
-        "forward_passes_per_row": evaluations_per_row,
+        "forward_passes_per_row": passes,
         "flops_per_step": per_step,
+        "flops": settings.steps * per_step,
     }
-    return shape | _cost(settings.steps * per_step, rate)
 
 
-def _counted(samples: int, per_sample: float, rate: float) -> dict[str, float]:
-    return {"samples": samples, "flops_per_sample": per_sample} | _cost(samples * per_sample, rate)
-
-
-def _derivative(stage: str, preset: PresetName) -> float:
-    """Evaluations for du/dt, per row: two (a Jacobian-vector product is worth as much) on the rows with r < t."""
-    return 2 * (1 - resolve(MeanFlowSettings, stage, preset, {}).instantaneous)
-
-
-def _cost(flops: float, rate: float) -> dict[str, float]:
-    return {"flops": flops, "gpu_days": flops / (rate * 1e12) / _DAY}
+def _counted(samples: int, per_sample: float) -> dict[str, Any]:
+    return {"samples": samples, "flops_per_sample": per_sample, "flops": samples * per_sample}
 
 
 def _decoder(autoencoder: Artifact, side: int) -> tuple[Work, int]:
@@ -153,14 +184,15 @@ def _preset_generator(preset: PresetName) -> DiTConfig:
     return DiTConfig(**LATENTS[preset], **GENERATOR_SIZES[MODELS[preset]])
 
 
-def _preset_rae(preset: PresetName) -> RAEConfig:
+def preset_rae(preset: PresetName, decoder: str | None = None) -> RAEConfig:
+    """The RAE of a preset, with a decoder of another size if one is named."""
     sizes = resolve(AutoencoderSettings, "train-rae", preset, {})
     latents = LATENTS[preset]
     recipe = RECIPES[preset]
     return RAEConfig(
         encoder_name=recipe["encoder"], encoder=recipe["encoder_arguments"], encoder_size=sizes.encoder_size,
         image_size=sizes.image_size, channels=latents["channels"], side=latents["side"],
-        **DECODER_SIZES[sizes.decoder],
+        **DECODER_SIZES[decoder or sizes.decoder],
     )  # fmt: skip
 
 

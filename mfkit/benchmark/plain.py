@@ -1,0 +1,30 @@
+"""The mean-flow loss as one writes it down first, to measure ours against."""
+
+import torch
+from torch import Tensor
+
+from mfkit.objectives.derivative import AverageVelocity
+from mfkit.objectives.losses import Loss
+from mfkit.solvers.times import per_row
+
+
+def plain_mean_flow(step: float):  # type: ignore[no-untyped-def]  # called as objectives.losses.mean_flow is
+    """u at z, z + h v and z - k v in one batch of three times the rows: every row, every evaluation with gradients.
+
+    The released MF-RAE code does so. Value and gradient are those of
+    :func:`~mfkit.objectives.losses.mean_flow` with the central difference of half-width ``step``.
+    """
+
+    def loss(
+        u: AverageVelocity, derivative: object, z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor, *,
+        power: float, offset: float, **unused: object,
+    ) -> Loss:  # fmt: skip
+        later, earlier = (t + step).clamp(max=1), torch.maximum(t - step, r)
+        points = torch.cat([z, z + per_row(later - t, z) * v, z - per_row(t - earlier, z) * v])
+        here, ahead, behind = u(points, r.repeat(3), torch.cat([t, later, earlier]), y.repeat(3)).chunk(3)
+        target = v - per_row(t - r, z) * (ahead - behind) / per_row(later - earlier, z)
+        squared = (here - target.detach()).square().flatten(1)
+        total = squared.sum(1)
+        return Loss(((total.detach() + offset) ** -power * total).mean(), squared.mean().detach())
+
+    return loss

@@ -1,0 +1,152 @@
+"""encode, trajectories and sample: the stage as it is, beside its networks alone on the same batches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from mfkit import presets
+from mfkit.benchmark.request import BenchRequest
+from mfkit.benchmark.synthetic import Synthetic
+from mfkit.files import weights
+from mfkit.metrics.flops import decoder_work, encoder_work, generator_work
+from mfkit.metrics.rates import product_rate, seconds
+from mfkit.networks.rae import RAEConfig
+from mfkit.precision import evaluating
+from mfkit.processes import processes
+from mfkit.settings import EncodeSettings, TrajectorySettings
+from mfkit.solvers.ode import evaluations, trajectory
+from mfkit.solvers.times import time_grid
+from mfkit.stages.encode import encode
+from mfkit.stages.generate import pictures
+from mfkit.stages.sample import Sampler, SampleRequest, sample
+from mfkit.stages.trajectories import solve
+from mfkit.stages.work import preset_rae
+
+_BATCHES = 8
+"""Batches of a run. As the first is read and the last is written the device waits, which tells less in a long run."""
+_WORKERS = 4
+
+
+def bench_encode(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
+    """The encoder of the preset's RAE on PNG images in a shard."""
+    device, rows = processes().device, request.rows(processes().device)
+    config = _autoencoder(inputs, decoder="tiny")
+    artifact = inputs.autoencoder(config)
+    images = inputs.images(_BATCHES * rows, config.image_size)
+    settings = replace(
+        presets.resolve(EncodeSettings, "encode", request.preset, {}),
+        batch_size=rows, precision=request.precision, shard_size=_BATCHES * rows,
+    )  # fmt: skip
+    rae = weights.load_rae(artifact.path).to(device)
+    batch = torch.rand(rows, 3, config.image_size, config.image_size, device=device)
+
+    def alone() -> None:
+        with evaluating(request.precision, device):
+            for _ in range(_BATCHES):
+                rae.encode(batch)
+
+    def stage() -> None:
+        encode(
+            images, artifact, config.image_size, str(inputs.folder / "encoded"), request.preset, settings,
+            mirror=False, workers=_WORKERS, overwrite=True,
+        )  # fmt: skip
+
+    work = _BATCHES * rows * 1e9 * encoder_work(config)["flops"]
+    return {"stage": "encode", "batch_size": rows} | _in_turn(request, {"": stage}, alone, rows, work)
+
+
+def bench_trajectories(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
+    """The preset's solver of the teacher's ODE."""
+    device, rows = processes().device, request.rows(processes().device)
+    artifact = inputs.generator("teacher")
+    settings = replace(
+        presets.resolve(TrajectorySettings, "trajectories", request.preset, {}),
+        batch_size=rows, precision=request.precision,
+    )  # fmt: skip
+    network = weights.load_generator(artifact.path, "teacher").to(device)
+    noise = torch.randn(rows, *inputs.shape, device=device)
+    labels = torch.zeros(rows, dtype=torch.long, device=device)
+    times = time_grid(settings.solver_steps, artifact.config["time_shift"], device)
+    batches = 2
+
+    def alone() -> None:
+        with evaluating(request.precision, device):
+            for _ in range(batches):
+                trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)
+
+    def stage() -> None:
+        solve(artifact.path, batches * rows, str(inputs.folder / "solved"), settings, overwrite=True)
+
+    nfe = evaluations(settings.solver_steps, settings.solver)
+    work = batches * rows * nfe * 1e9 * generator_work(network.config, "teacher")["flops"]
+    measured = _in_turn(request, {"": stage}, alone, rows, work, batches)
+    return {"stage": "trajectories", "batch_size": rows, "nfe": nfe} | measured
+
+
+def bench_sample(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
+    """One-step pictures by a student and the preset's decoder, as PNG files, as an .npz and as tar shards."""
+    device, rows = processes().device, request.rows(processes().device)
+    config = _autoencoder(inputs)
+    wanted = SampleRequest(count=_BATCHES * rows, nfe=1, batch_size=rows, precision=request.precision)
+    sampler = Sampler(inputs.generator("student").path, inputs.autoencoder(config).path, wanted)
+    noise = torch.randn(rows, *inputs.shape, device=device)
+    labels = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def alone() -> None:
+        with evaluating(request.precision, device):
+            for _ in range(_BATCHES):
+                pictures(sampler.network, sampler.rae, noise, labels, steps=1, shift=1.0)
+
+    def to(name: str, *, tar: bool) -> Callable[[], None]:
+        def stage() -> None:
+            sample(sampler, str(inputs.folder / name), tar=tar, grid=None, overwrite=True)
+
+        return stage
+
+    ways = {"png_": to("png", tar=False), "npz_": to("samples.npz", tar=False), "tar_": to("tar", tar=True)}
+    one = generator_work(sampler.network.config, "student")["flops"] + decoder_work(config)["flops"]
+    measured = _in_turn(request, ways, alone, rows, _BATCHES * rows * 1e9 * one)
+    return {"stage": "sample", "batch_size": rows, "nfe": 1} | measured
+
+
+def _autoencoder(inputs: Synthetic, decoder: str | None = None) -> RAEConfig:
+    """The preset's RAE, for latents of the asked size."""
+    config = preset_rae(inputs.preset, decoder)
+    scale = inputs.side / config.side
+    return replace(
+        config, side=inputs.side, image_size=round(scale * config.image_size),
+        encoder_size=round(scale * config.encoder_size),
+    )  # fmt: skip
+
+
+def _in_turn(
+    request: BenchRequest, ways: dict[str, Callable[[], None]], alone: Callable[[], None], rows: int, flops: float,
+    batches: int = _BATCHES,
+) -> dict[str, Any]:  # fmt: skip
+    """Each way of the stage and the networks alone, once in turn per round, after one of each that does not count."""
+    device = processes().device
+    for way in (alone, *ways.values()):
+        way()
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    bare = []
+    for _ in range(request.rounds):
+        bare.append(seconds(alone, device))
+        for name, way in ways.items():
+            taken[name].append(seconds(way, device))
+    result: dict[str, Any] = {"network_seconds": median(bare) / batches}
+    for name, times in taken.items():
+        result[f"{name}images_per_second"] = batches * rows / median(times)
+        result[f"{name}share_of_network"] = median(b / t for b, t in zip(bare, times, strict=True))
+    step = median(next(iter(taken.values()))) / batches
+    peak = product_rate(request.precision, device)
+    rate = flops / batches / step
+    return result | {
+        "step_seconds": step,
+        "flops_per_step": flops / batches,
+        "flops_per_second": rate,
+        "peak_flops_per_second": peak,
+        "mfu": rate / peak,
+    }
