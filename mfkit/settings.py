@@ -83,7 +83,7 @@ class MeanFlowSettings(Settings):
 
     instantaneous: float = setting("Share of rows with r = t.", metavar="P", low=0, high=1)
     derivative: Literal["auto", "central", "jvp"] = setting(
-        "How du/dt is taken; auto: as a difference, but in bf16, where a difference is noise, by the JVP."
+        "How du/dt is taken; auto: as a difference in float32, else by the JVP, since a difference would be noise."
     )
     difference_step: float = setting("Half-width of the central difference, in t.", metavar="DT", low=1e-6, high=0.5)
     weight_power: float = setting("p of the row weight 1 / (error + c)^p.", metavar="P", low=0)

@@ -53,7 +53,7 @@ def test_help_imports_no_torch() -> None:
         "import sys; sys.argv = ['mfkit', '--help']\n"
         "try:\n    from mfkit.commands.main import main; main()\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'numpy', 'accelerate', 'timm') if m in sys.modules], file=sys.stderr)"
+        "print([m for m in ('torch', 'numpy', 'accelerate', 'timm', 'rich') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

@@ -4,11 +4,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import close
 from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
-from mfkit.networks.layers import RotaryPositions, sincos_positions
+from mfkit.networks.layers import Linear, RotaryPositions, sincos_positions
 from mfkit.networks.rae import RAE, RAEConfig, encode_patches
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -228,3 +229,14 @@ def test_published_encoders_give_patch_grids(name: str) -> None:
     tokens = encode_patches(model, torch.randn(1, 3, 4 * patch, 4 * patch))
     assert tokens.shape[2:] == (4, 4)
     assert torch.allclose(tokens.mean(1), torch.zeros(1, 4, 4), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [100, 300])
+def test_large_products_without_gradients_are_those_of_a_linear_layer(rows: int) -> None:
+    layer, x = Linear(600, 512), torch.randn(2, rows, 600)
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    with torch.no_grad():
+        close(layer(x), exact, 1e-6)
+        slope = torch.func.jvp(layer, (x,), (2 * x,))[1]
+    close(slope, 2 * (exact - layer.bias.double()), 1e-6)
+    close(layer(x).detach(), exact, 1e-6)

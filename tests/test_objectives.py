@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mfkit.metrics.rates import peak_bytes
 from mfkit.networks.dit import AverageVelocityDiT, DiTConfig
+from mfkit.networks.layers import attention
 from mfkit.objectives.derivative import central_difference, jvp
 from mfkit.objectives.losses import chord_matching, flow_matching, mean_flow
 from mfkit.solvers.times import interpolate, per_row
@@ -80,6 +82,32 @@ def test_jvp_and_difference_agree_on_the_network() -> None:
     error = (central_difference(2e-3)(network, z, r, t, y, v) - exact).norm() / exact.norm()
     assert error < 2e-3  # the features of time are taken in float32, which bounds the difference from below
     assert exact.norm() > 1
+
+
+def test_forward_mode_through_attention_is_exact_and_linear_in_memory() -> None:
+    """Against forward-mode differentiation of attention written out, with more queries than are taken at a time."""
+    q, k, v, dq, dk, dv = torch.randn(6, 2, 3, 300, 8, dtype=torch.float64)
+
+    def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT / 8**0.5).softmax(-1) @ v
+
+    with torch.no_grad():
+        value, slope = torch.func.jvp(attention, (q, k, v), (dq, dk, dv))
+        exact = torch.func.jvp(written_out, (q, k, v), (dq, dk, dv))
+    assert torch.allclose(value, exact[0]) and torch.allclose(slope, exact[1])
+
+    def held(tokens: int) -> int:
+        inputs = torch.randn(6, 1, 2, tokens, 8)
+        with torch.no_grad():
+            return peak_bytes(lambda: torch.func.jvp(attention, tuple(inputs[:3]), tuple(inputs[3:])))
+
+    assert held(2048) < 2.2 * held(1024)
+
+
+def test_no_difference_quotient_of_nothing_over_nothing() -> None:
+    """r = t = 1: a row that its batch repeats for its shape's sake may stand there."""
+    z, ones, y = torch.randn(2, 3, 2, 2), torch.ones(2), torch.arange(2)
+    assert central_difference(5e-3)(linear_u, z, ones, ones, y, z).isfinite().all()
 
 
 @pytest.mark.parametrize("method", [jvp, central_difference(1e-4)])

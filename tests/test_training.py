@@ -202,3 +202,71 @@ def test_two_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> N
         ]
         assert shards[0] == shards[1] and len(shards[0]) == 3
     assert file_digest(tmp_path / "one/samples.npz") == file_digest(tmp_path / "two/samples.npz")
+
+
+def losses(path: Path) -> list[float]:
+    return [json.loads(line)["squared_error"] for line in path.read_text().splitlines()]
+
+
+def test_options_of_execution_change_no_loss(chain: Path, tmp_path: Path, mfkit) -> None:
+    command = (
+        f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors --steps 3 --batch-size 8 "
+        "--log-every 1 -o OUT.safetensors"
+    )
+    for name, option in (("plain", ""), ("again", " --activation-checkpointing"), ("compiled", " --compile")):
+        done = mfkit(command.replace("OUT", name) + option)
+        assert done.code == 0, done.err
+    plain = losses(tmp_path / "plain.log.jsonl")
+    assert losses(tmp_path / "again.log.jsonl") == plain
+    assert losses(tmp_path / "compiled.log.jsonl") == pytest.approx(plain, rel=1e-4)
+    names = [set(load_file(tmp_path / f"{name}.safetensors")) for name in ("plain", "again", "compiled")]
+    assert names[0] == names[1] == names[2]
+
+
+def test_bf16_takes_the_derivative_in_forward_mode(chain: Path, tmp_path: Path, mfkit) -> None:
+    """Its error is that of bfloat16's rounding; the difference quotient of bfloat16 values would be noise."""
+    command = (
+        f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors --steps 2 --batch-size 8 "
+        "--log-every 1 -o OUT.safetensors"
+    )
+    for name, option in (("exact", " --derivative jvp"), ("bf16", " --precision bf16")):
+        assert mfkit(command.replace("OUT", name) + option).code == 0
+    exact, rounded = (losses(tmp_path / f"{name}.log.jsonl") for name in ("exact", "bf16"))
+    assert rounded == pytest.approx(exact, rel=0.05) and rounded != exact
+    plan = json.loads(mfkit(command.replace("OUT", "x") + " --precision bf16 --dry-run").out)
+    assert plan["settings"]["derivative"] == "jvp"
+
+
+def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, mfkit) -> None:
+    """Two processes, accelerate's FSDP, killed and resumed. accelerate offers it on GPUs only, so its state is told."""
+    (tmp_path / "split.py").write_text(
+        "import sys\n"
+        "from accelerate import Accelerator, PartialState\n"
+        "from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin\n"
+        "state = Accelerator(cpu=True, mixed_precision='no').state\n"
+        "policy = 'transformer_based_wrap'\n"
+        "state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy)\n"
+        "PartialState().distributed_type = state.distributed_type = DistributedType.FSDP\n"
+        "from mfkit.training import loop, optimisation\n"
+        "stop = int(sys.argv.pop(1))\n"
+        "class Watched(optimisation.Optimisation):\n"
+        "    def step(self, number, *rest):\n"
+        "        assert self.sharded and type(self.network.blocks[0]).__name__ == 'FSDPBlock'\n"
+        "        assert number < stop, 'stopped here'\n"
+        "        return super().step(number, *rest)\n"
+        "loop.Optimisation = Watched\n"
+        "from mfkit.commands.main import main\n"
+        "main()\n"
+    )
+    command = (
+        f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors --steps 4 --batch-size 16 "
+        "--micro-batch 4 --log-every 1 --save-every 2 -o OUT.safetensors"
+    )
+    launch = "torchrun --standalone --nproc_per_node 2 split.py {} " + command.replace("OUT", "split")
+    assert shell(launch.format(3), tmp_path).returncode != 0
+    assert (tmp_path / "split.checkpoint.safetensors").exists() and not (tmp_path / "split.safetensors").exists()
+    done = shell(launch.format(99), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert mfkit(command.replace("OUT", "whole")).code == 0
+    assert difference(*(load_file(tmp_path / f"{name}.safetensors") for name in ("split", "whole"))) < 1e-4
+    assert losses(tmp_path / "split.log.jsonl") == pytest.approx(losses(tmp_path / "whole.log.jsonl"), rel=1e-3)

@@ -1,16 +1,18 @@
 """Image sets in ADM's .npz layout: ``arr_0`` (N, S, S, 3) uint8 and ``arr_1`` (N,) int64 labels."""
 
 import json
+import math
 import os
 import shutil
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap, write_array
+from numpy.lib.format import write_array, write_array_header_1_0
 from torch import Tensor
 
 from mfkit.errors import InputError, OutputError
@@ -23,31 +25,35 @@ class NpzWriter:
     """Written by all processes into one file on disk, so that memory does not grow with the number of images."""
 
     def __init__(self, path: Path, count: int, size: int) -> None:
-        self._path, self._state = path, processes()
+        self._path, self._count, self._state = path, count, processes()
         self._parts = {name: path.with_name(f".{path.name}.{name}.partial") for name in ("arr_0", "arr_1")}
         if self._state.is_main_process:
             try:
                 with writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    open_memmap(self._parts["arr_0"], "w+", np.uint8, (count, size, size, 3))
-                    open_memmap(self._parts["arr_1"], "w+", np.int64, (count,))
-                    for part in self._parts.values():
-                        _reserve(part)
+                    _create(self._parts["arr_0"], np.uint8, (count, size, size, 3))
+                    _create(self._parts["arr_1"], np.int64, (count,))
             except OutputError:
                 self._remove_parts()
                 raise
         self._state.wait_for_everyone()
-        self._images, self._labels = (open_memmap(part, "r+") for part in self._parts.values())
+        self._files = {name: part.open("r+b") for name, part in self._parts.items()}
 
     def put(self, rows: range, images: Tensor, labels: Tensor) -> None:
         """Images (B, 3, S, S) uint8 and labels (B,) at these rows."""
-        self._images[rows.start : rows.stop] = images.permute(0, 2, 3, 1).numpy()
-        self._labels[rows.start : rows.stop] = labels.numpy()
+        for name, values in (("arr_0", images.permute(0, 2, 3, 1)), ("arr_1", labels)):
+            data = values.contiguous().numpy()
+            file = self._files[name]
+            with writing(self._path):
+                row = data.nbytes // len(data)
+                file.seek((rows.start - self._count) * row, os.SEEK_END)
+                file.write(data.data)
 
     def finish(self, conditions: Mapping[str, Any]) -> None:
         """Waits for all processes and writes the archive, with a member ``conditions``: how the images were drawn."""
-        self._images.flush()
-        self._labels.flush()
+        with writing(self._path):
+            for file in self._files.values():
+                file.flush()
         self._state.wait_for_everyone()
         if self._state.is_main_process:
             with whole_file(self._path) as partial, zipfile.ZipFile(partial, "w") as archive:
@@ -62,6 +68,9 @@ class NpzWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            with suppress(OSError):  # what could not be written has been said
+                file.close()
         if self._state.is_main_process:
             self._remove_parts()
 
@@ -70,11 +79,16 @@ class NpzWriter:
             part.unlink(missing_ok=True)
 
 
-def _reserve(path: Path) -> None:
-    """Takes the file's blocks now: a disk that is full later would kill the process as it writes to the map."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    """A .npy file of zeros, whose blocks are taken now: a disk that is too small is told at the start."""
+    with path.open("wb") as file:
+        write_array_header_1_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+        size = file.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+        if hasattr(os, "posix_fallocate"):
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 class NpzImages:

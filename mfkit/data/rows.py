@@ -104,6 +104,7 @@ class TarRows:
 def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
     """The members of one sample, from its bytes in a tar."""
     sample: dict[str, Any] = {"__url__": str(path)}
+    end = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
@@ -112,6 +113,9 @@ def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
                 sample[suffix] = content.read() if content else b""
                 if len(sample[suffix]) < member.size:
                     raise tarfile.ReadError("unexpected end of data")
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+        if end != len(data):  # tarfile takes what is no header for the end
+            raise tarfile.ReadError(f"no header at byte {end} of the sample")
     except (tarfile.TarError, UnicodeError) as error:
         name = sample.get("__key__", "an unreadable sample")
         raise InputError(f"{path}: {name}: broken tar member ({error})") from error

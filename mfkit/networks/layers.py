@@ -141,6 +141,14 @@ class _Evaluation(torch.autograd.Function):
         return torch.cat(slopes, dim=-2)
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, heads, N, d), by a fused kernel; differentiable in reverse or, where
+    gradients are off, in forward mode."""
+    if torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value)
+    return _Evaluation.apply(query, key, value)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (B, N, width) with rotary positions on queries and keys."""
 
@@ -154,8 +162,7 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
-        attend = F.scaled_dot_product_attention if torch.is_grad_enabled() else _Evaluation.apply
-        mixed = attend(rope(query), rope(key), value)
+        mixed = attention(rope(query), rope(key), value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 

@@ -100,8 +100,8 @@ def _plan(
 ) -> Plan:  # fmt: skip
     network, shift = start.network, start.time_shift
     classes = network.config.classes
-    in_bf16: Method = "jvp" if settings.precision == "bf16" else "central"
-    method = in_bf16 if flow.derivative == "auto" else flow.derivative
+    automatic: Method = "central" if settings.precision == "float32" else "jvp"
+    method = automatic if flow.derivative == "auto" else flow.derivative
     du_dt = derivative(method, flow.difference_step)
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
