@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def array_member(sample: Sample, suffix: str) -> Tensor:
     try:
         array = npy.read_array(io.BytesIO(member(sample, suffix)), allow_pickle=False)
         return torch.from_numpy(array.astype(np.float16 if array.dtype == np.float16 else np.float32))
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, EOFError, TokenError) as error:
         raise broken(sample, f"{suffix} is no array: {error}") from error
 
 

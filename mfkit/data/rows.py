@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -249,7 +250,7 @@ def _array(suffix: str, data: bytes, member: tarfile.TarInfo) -> _Array | None:
         if not suffix.endswith(".npy") or npy.read_magic(buffer) != (1, 0):
             return None
         shape, fortran, dtype = npy.read_array_header_1_0(buffer)
-    except ValueError:
+    except (ValueError, TokenError):
         return None
     kind = {np.dtype("<f2"): torch.float16, np.dtype("<f4"): torch.float32}.get(dtype)
     if fortran or kind is None:
