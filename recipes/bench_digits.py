@@ -75,11 +75,11 @@ def pairs(digits: Path) -> list[dict[str, Any]]:
 
 
 def precision(digits: Path) -> list[dict[str, Any]]:
-    """Fréchet distances of 8,000 pictures to the training digits."""
+    """Fréchet distances of 2,000 pictures to the training digits."""
     found = []
     for model in ("teacher", "mft"):
         for name in ("float32", "bf16"):
-            seconds = run(f"mfkit sample {digits}/{model}.safetensors -n 8000 -o drawn --precision {name} --overwrite")
+            seconds = run(f"mfkit sample {digits}/{model}.safetensors -n 2000 -o drawn --precision {name} --overwrite")
             judged = subprocess.run(
                 ["mfkit", "fid", "drawn", "--reference", "digits:train", "--features", digits / "rae.safetensors"],
                 check=True, stdout=subprocess.PIPE,
@@ -122,13 +122,13 @@ def order(digits: Path) -> list[dict[str, Any]]:
 
 
 def pipe(digits: Path) -> dict[str, float]:
-    """8,000 trajectories and 125 steps on them, each command on one core: in turn, and at the same time."""
+    """2,560 trajectories and 320 steps on 8 pairs of each, a core per command: in turn, and at the same time."""
     teacher = f"--teacher {digits}/teacher.safetensors"
-    options = f"{teacher} -o piped.safetensors --steps 125 --overwrite --restart"
+    options = f"{teacher} -o piped.safetensors --steps 320 --pairs 8 --overwrite --restart"
     one = {"OMP_NUM_THREADS": "1"}
-    solve = run(f"mfkit trajectories {teacher} -n 8000 -o solved --overwrite", **one)
+    solve = run(f"mfkit trajectories {teacher} -n 2560 -o solved --overwrite", **one)
     train = run(f"mfkit midtrain solved {options}", **one)
-    both = run(f"mfkit trajectories {teacher} -n 8000 -o - | mfkit midtrain - {options}", **one)
+    both = run(f"mfkit trajectories {teacher} -n 2560 -o - | mfkit midtrain - {options}", **one)
     return {"trajectories": solve, "midtrain": train, "in_turn": solve + train, "piped": both}
 
 

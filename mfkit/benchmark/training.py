@@ -80,7 +80,7 @@ def bench_training(stage: TrainedStage, request: BenchRequest, inputs: Synthetic
         for _ in range(request.rounds):
             ours.append(seconds(step(plan.loss), device))
             memory = memory or (torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_peak())
-            alone.append(seconds(lambda: _network_alone(optimisation, batch), device))
+            alone.append(seconds(lambda: _network_alone(optimisation, batch, plan.kind), device))
             if request.plain:
                 with _as_written(optimisation):
                     plains.append(seconds(step(plain_loss), device))
@@ -150,8 +150,10 @@ def _memory_and_agreement(
             values.append(value.detach())
 
         activations = peak_bytes(computation)
-        gradients = [value.grad.clone() for value in parameters if value.grad is not None]
+        gradients = []
         for value in parameters:
+            if value.grad is not None and request.plain:
+                gradients.append(value.grad.clone())
             if value.grad is not None:
                 value.grad.zero_()
         return activations, values[0], gradients
@@ -200,12 +202,12 @@ def _ignore(loss: Loss) -> None:
     """The loop would add it up."""
 
 
-def _network_alone(optimisation: Optimisation, batch: Batch) -> None:
+def _network_alone(optimisation: Optimisation, batch: Batch, kind: str) -> None:
     """One evaluation with gradients of the rows of a step."""
     column = batch.columns["latent"] if "latent" in batch.columns else batch.columns["states"][:, 0]
     z, y = column.float(), batch.columns["label"]
     t = torch.full((len(z),), 0.7, device=z.device)
-    times = (t,) if type(optimisation.network).__name__ == "VelocityDiT" else (0.5 * t, t)
+    times = (t,) if kind == "teacher" else (0.5 * t, t)
     with autocast(optimisation.settings.precision, z.device):
         value = optimisation.network(z, *times, y).square().mean()
     value.backward()
