@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what recipes/performance.md tells: every stage beside the obvious way, on random inputs and on the digits.
 #
-#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages growth processes digits
+#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages growth options processes digits
 #
 # Results are JSON files in OUT; what is there is kept. Nothing else should run meanwhile.
 # BENCH holds options of `mfkit bench`; without them a batch is 8 on a CPU, and the generator's size S. On a GPU:
@@ -13,7 +13,7 @@ recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 digits=$(realpath -m "${DIGITS:-runs/digits}")
 out=${1:-runs/bench}
 shift $(($# > 0 ? 1 : 0))
-read -ra options <<<"${BENCH:-}"
+read -ra bench <<<"${BENCH:-}"
 rows=${ROWS:-2}
 
 mkdir -p "$out"
@@ -28,19 +28,27 @@ write() {
 
 stages() {
     for stage in distill bootstrap train-teacher midtrain encode trajectories sample loader derivative; do
-        write "$stage.json" mfkit bench "$stage" "${options[@]}" --json
+        write "$stage.json" mfkit bench "$stage" "${bench[@]}" --json
     done
 }
 
 # Time and memory as the tokens grow, and as the network does.
 growth() {
     for tokens in 64 256 1024; do
-        write "tokens-$tokens.json" mfkit bench train-teacher "${options[@]}" --tokens "$tokens" --batch-size "$rows" \
+        write "tokens-$tokens.json" mfkit bench train-teacher "${bench[@]}" --tokens "$tokens" --batch-size "$rows" \
             --no-plain --json
     done
     for model in S B L XL; do
-        write "model-$model.json" mfkit bench train-teacher "${options[@]}" --model "$model" --batch-size "$rows" \
+        write "model-$model.json" mfkit bench train-teacher "${bench[@]}" --model "$model" --batch-size "$rows" \
             --tokens "${TOKENS:-64}" --no-plain --json
+    done
+}
+
+# What the options of execution do to a step.
+options() {
+    for option in none activation-checkpointing compile; do
+        write "option-$option.json" mfkit bench distill "${bench[@]}" --tokens "${TOKENS:-64}" --no-plain --json \
+            $([ "$option" = none ] || echo "--$option")
     done
 }
 
@@ -58,6 +66,6 @@ digits() {
     done
 }
 
-for part in ${*:-stages growth processes digits}; do
+for part in ${*:-stages growth options processes digits}; do
     "$part"
 done

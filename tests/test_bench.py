@@ -81,7 +81,7 @@ def test_other_stages(mfkit, stage: str) -> None:
     assert done.code == 0, done.err
     told = json.loads(done.out)
     shares = {"sample": ["png_", "npz_", "tar_"], "encode": [""], "trajectories": [""]}.get(stage, [])
-    assert all(0 < told[f"{way}share_of_network"] < 2 for way in shares)
+    assert all(told[f"{way}images_per_second"] for way in shares) and (not shares or told["network_seconds"] > 0)
     if stage == "derivative":
         errors = {(way["derivative"], way["precision"]): way["error"] for way in told["ways"]}
         assert errors["jvp", "float32"] < errors["central", "float32"] < 0.01

@@ -265,8 +265,12 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     launch = "torchrun --standalone --nproc_per_node 2 split.py {} " + command.replace("OUT", "split")
     assert shell(launch.format(3), tmp_path).returncode != 0
     assert (tmp_path / "split.checkpoint.safetensors").exists() and not (tmp_path / "split.safetensors").exists()
+    shutil.copy(tmp_path / "split.checkpoint.safetensors", tmp_path / "alone.checkpoint.safetensors")
     done = shell(launch.format(99), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert mfkit(command.replace("OUT", "whole")).code == 0
-    assert difference(*(load_file(tmp_path / f"{name}.safetensors") for name in ("split", "whole"))) < 1e-4
+    for name in ("whole", "alone"):  # the second goes on from the checkpoint of the two
+        assert mfkit(command.replace("OUT", name)).code == 0
+    ends = {name: load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "alone", "split")}
+    assert difference(ends["split"], ends["whole"]) < 1e-4 and difference(ends["alone"], ends["whole"]) < 1e-4
+    assert len(losses(tmp_path / "alone.log.jsonl")) == 2
     assert losses(tmp_path / "split.log.jsonl") == pytest.approx(losses(tmp_path / "whole.log.jsonl"), rel=1e-3)

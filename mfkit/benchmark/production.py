@@ -25,8 +25,8 @@ from mfkit.stages.sample import Sampler, SampleRequest, sample
 from mfkit.stages.trajectories import solve
 from mfkit.stages.work import preset_rae
 
-_BATCHES = 8
-"""Batches of a run. As the first is read and the last is written the device waits, which tells less in a long run."""
+_SHORT, _LONG = 2, 10
+"""Batches of two runs, whose difference is what counts: loading weights and the first and last batch are in both."""
 _WORKERS = 4
 
 
@@ -35,26 +35,25 @@ def bench_encode(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
     device, rows = processes().device, request.rows(processes().device)
     config = _autoencoder(inputs, decoder="tiny")
     artifact = inputs.autoencoder(config)
-    images = inputs.images(_BATCHES * rows, config.image_size)
+    images = {batches: inputs.images(batches * rows, config.image_size) for batches in (_SHORT, _LONG)}
     settings = replace(
         presets.resolve(EncodeSettings, "encode", request.preset, {}),
-        batch_size=rows, precision=request.precision, shard_size=_BATCHES * rows,
+        batch_size=rows, precision=request.precision, shard_size=_LONG * rows,
     )  # fmt: skip
     rae = weights.load_rae(artifact.path).to(device)
     batch = torch.rand(rows, 3, config.image_size, config.image_size, device=device)
 
     def alone() -> None:
         with evaluating(request.precision, device):
-            for _ in range(_BATCHES):
-                rae.encode(batch)
+            rae.encode(batch)
 
-    def stage() -> None:
+    def stage(batches: int) -> None:
         encode(
-            images, artifact, config.image_size, str(inputs.folder / "encoded"), request.preset, settings,
+            images[batches], artifact, config.image_size, str(inputs.folder / "encoded"), request.preset, settings,
             mirror=False, workers=_WORKERS, overwrite=True,
         )  # fmt: skip
 
-    work = _BATCHES * rows * 1e9 * encoder_work(config)["flops"]
+    work = rows * 1e9 * encoder_work(config)["flops"]
     return {"stage": "encode", "batch_size": rows} | _in_turn(request, {"": stage}, alone, rows, work)
 
 
@@ -70,19 +69,17 @@ def bench_trajectories(request: BenchRequest, inputs: Synthetic) -> dict[str, An
     noise = torch.randn(rows, *inputs.shape, device=device)
     labels = torch.zeros(rows, dtype=torch.long, device=device)
     times = time_grid(settings.solver_steps, artifact.config["time_shift"], device)
-    batches = 2
 
     def alone() -> None:
         with evaluating(request.precision, device):
-            for _ in range(batches):
-                trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)
+            trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)
 
-    def stage() -> None:
+    def stage(batches: int) -> None:
         solve(artifact.path, batches * rows, str(inputs.folder / "solved"), settings, overwrite=True)
 
     nfe = evaluations(settings.solver_steps, settings.solver)
-    work = batches * rows * nfe * 1e9 * generator_work(network.config, "teacher")["flops"]
-    measured = _in_turn(request, {"": stage}, alone, rows, work, batches)
+    work = rows * nfe * 1e9 * generator_work(network.config, "teacher")["flops"]
+    measured = _in_turn(request, {"": stage}, alone, rows, work)
     return {"stage": "trajectories", "batch_size": rows, "nfe": nfe} | measured
 
 
@@ -90,25 +87,25 @@ def bench_sample(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
     """One-step pictures by a student and the preset's decoder, as PNG files, as an .npz and as tar shards."""
     device, rows = processes().device, request.rows(processes().device)
     config = _autoencoder(inputs)
-    wanted = SampleRequest(count=_BATCHES * rows, nfe=1, batch_size=rows, precision=request.precision)
+    wanted = SampleRequest(count=_LONG * rows, nfe=1, batch_size=rows, precision=request.precision)
     sampler = Sampler(inputs.generator("student").path, inputs.autoencoder(config).path, wanted)
     noise = torch.randn(rows, *inputs.shape, device=device)
     labels = torch.zeros(rows, dtype=torch.long, device=device)
 
     def alone() -> None:
         with evaluating(request.precision, device):
-            for _ in range(_BATCHES):
-                pictures(sampler.network, sampler.rae, noise, labels, steps=1, shift=1.0)
+            pictures(sampler.network, sampler.rae, noise, labels, steps=1, shift=1.0)
 
-    def to(name: str, *, tar: bool) -> Callable[[], None]:
-        def stage() -> None:
+    def to(name: str, *, tar: bool) -> Callable[[int], None]:
+        def stage(batches: int) -> None:
+            sampler.request = replace(wanted, count=batches * rows)
             sample(sampler, str(inputs.folder / name), tar=tar, grid=None, overwrite=True)
 
         return stage
 
     ways = {"png_": to("png", tar=False), "npz_": to("samples.npz", tar=False), "tar_": to("tar", tar=True)}
     one = generator_work(sampler.network.config, "student")["flops"] + decoder_work(config)["flops"]
-    measured = _in_turn(request, ways, alone, rows, _BATCHES * rows * 1e9 * one)
+    measured = _in_turn(request, ways, alone, rows, rows * 1e9 * one)
     return {"stage": "sample", "batch_size": rows, "nfe": 1} | measured
 
 
@@ -123,30 +120,33 @@ def _autoencoder(inputs: Synthetic, decoder: str | None = None) -> RAEConfig:
 
 
 def _in_turn(
-    request: BenchRequest, ways: dict[str, Callable[[], None]], alone: Callable[[], None], rows: int, flops: float,
-    batches: int = _BATCHES,
-) -> dict[str, Any]:  # fmt: skip
-    """Each way of the stage and the networks alone, once in turn per round, after one of each that does not count."""
+    request: BenchRequest, ways: dict[str, Callable[[int], None]], alone: Callable[[], None], rows: int, flops: float
+) -> dict[str, Any]:
+    """Each way of the stage, and the networks alone, in turn, after a short run of each that does not count.
+
+    :param alone: the networks on one batch. :param flops: of a batch.
+    """
     device = processes().device
-    for way in (alone, *ways.values()):
-        way()
+    alone()
+    for way in ways.values():
+        way(_SHORT)
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    bare = []
+    bare: list[float] = []
     for _ in range(request.rounds):
-        bare.append(seconds(alone, device))
+        bare.append(seconds(lambda: [alone() for _ in range(_LONG - _SHORT)], device) / (_LONG - _SHORT))
         for name, way in ways.items():
-            taken[name].append(seconds(way, device))
-    result: dict[str, Any] = {"network_seconds": median(bare) / batches}
+            short, long = (seconds(lambda way=way, n=n: way(n), device) for n in (_SHORT, _LONG))  # type: ignore[misc]
+            taken[name].append((long - short) / (_LONG - _SHORT))
+    result: dict[str, Any] = {"network_seconds": median(bare)}
     for name, times in taken.items():
-        result[f"{name}images_per_second"] = batches * rows / median(times)
+        result[f"{name}images_per_second"] = rows / median(times)
         result[f"{name}share_of_network"] = median(b / t for b, t in zip(bare, times, strict=True))
-    step = median(next(iter(taken.values()))) / batches
+    step = median(next(iter(taken.values())))
     peak = product_rate(request.precision, device)
-    rate = flops / batches / step
     return result | {
         "step_seconds": step,
-        "flops_per_step": flops / batches,
-        "flops_per_second": rate,
+        "flops_per_step": flops,
+        "flops_per_second": flops / step,
         "peak_flops_per_second": peak,
-        "mfu": rate / peak,
+        "mfu": flops / step / peak,
     }

@@ -60,14 +60,15 @@ class Synthetic:
 
     def images(self, count: int, size: int) -> str:
         """A shard of smooth random pictures, PNG, of ``size`` pixels."""
+        folder = self.folder / f"images-{count}"
         coarse = torch.rand(min(count, _DIFFERENT), 3, 8, 8, generator=torch.Generator().manual_seed(0))
         smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
         files = [png_bytes(image) for image in smooth.mul(255).to(torch.uint8)]
         members = ({"__key__": f"{i:09d}", "png": files[i % len(files)], "cls": b"0"} for i in range(count))
         if processes().is_main_process:
-            write_shard(self.folder / "images" / "00000.tar", members)
+            write_shard(folder / "00000.tar", members)
         processes().wait_for_everyone()
-        return str(self.folder / "images" / "*.tar")
+        return str(folder / "*.tar")
 
     def generator(self, kind: str) -> Artifact:
         """A teacher's or student's file, with weights that let every part work."""
