@@ -127,13 +127,18 @@ def _in_turn(
     :param alone: the networks on one batch. :param flops: of a batch.
     """
     device = processes().device
+
+    def alone_for_as_long() -> None:
+        for _ in range(_LONG - _SHORT):
+            alone()
+
     alone()
     for way in ways.values():
         way(_SHORT)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     bare: list[float] = []
     for _ in range(request.rounds):
-        bare.append(seconds(lambda: [alone() for _ in range(_LONG - _SHORT)], device) / (_LONG - _SHORT))
+        bare.append(seconds(alone_for_as_long, device) / (_LONG - _SHORT))
         for name, way in ways.items():
             short, long = (seconds(lambda way=way, n=n: way(n), device) for n in (_SHORT, _LONG))  # type: ignore[misc]
             taken[name].append((long - short) / (_LONG - _SHORT))
