@@ -4,7 +4,8 @@ import io
 import math
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ Decode = Callable[[dict[str, Any]], dict[str, Any]]
 """A raw sample (``__key__``, ``__url__``, bytes by suffix) to the tensors and numbers of a row."""
 
 _BLOCK = 512
+_KEPT_OPEN = 512
+"""Files that stay open for the next read; a process is often allowed 1,024."""
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 """Fields of a tar header."""
 
@@ -41,7 +44,7 @@ class TarRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, begin, end = (int(value) for value in self._places[index])
-        return self.decode(raw_sample(os.pread(self._opened(file), end - begin, begin), self._files[file]))
+        return self.decode(raw_sample(self._bytes(file, begin, end), self._files[file]))
 
     @cached_property
     def gathers(self) -> bool:
@@ -67,7 +70,8 @@ class TarRows:
             file, begin, end = (int(value) for value in self._places[index])
             label = None
             if end - begin == shape.size:
-                label = shape.read(self._opened(file), begin, {name: rows[place] for name, rows in views.items()})
+                with self._opened(file) as descriptor:
+                    label = shape.read(descriptor, begin, {name: rows[place] for name, rows in views.items()})
             if label is None or self.classes is None or label >= self.classes:
                 row = self[index]
                 label = row["label"]
@@ -82,24 +86,39 @@ class TarRows:
     @cached_property
     def _shape(self) -> "_Shape | None":
         file, begin, end = (int(value) for value in self._places[0])
-        found = _shape(os.pread(self._opened(file), end - begin, begin))
+        found = _shape(self._bytes(file, begin, end))
         return found if found and {*found.arrays, "label"} == self[0].keys() else None
 
     @cached_property
     def _descriptors(self) -> dict[int, int]:
         return {}
 
-    def _opened(self, file: int) -> int:
-        if file not in self._descriptors:
-            self._descriptors[file] = os.open(self._files[file], os.O_RDONLY)
-        return self._descriptors[file]
+    def _bytes(self, file: int, begin: int, end: int) -> bytes:
+        with self._opened(file) as descriptor:
+            return os.pread(descriptor, end - begin, begin)
+
+    @contextmanager
+    def _opened(self, file: int) -> Iterator[int]:
+        kept = self._descriptors.get(file)
+        descriptor = os.open(self._files[file], os.O_RDONLY) if kept is None else kept
+        if kept is None and len(self._descriptors) < _KEPT_OPEN:
+            kept = self._descriptors.setdefault(file, descriptor)
+        try:
+            yield descriptor
+        finally:
+            if kept != descriptor:
+                os.close(descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_descriptors"}
 
+    def close(self) -> None:
+        """Closes the files that are open; the next read opens its own again."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
     def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_descriptors", {}).values():
-            os.close(descriptor)
+        self.close()
 
 
 def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
