@@ -35,6 +35,7 @@ class TarRows:
     def __init__(self, files: Sequence[Path], places: np.ndarray, decode: Decode) -> None:
         """:param places: (N, 3) int64: file, begin, end."""
         self._files, self._places = list(files), places
+        self._descriptors: dict[int, int] = {}
         self.decode = decode
         self.classes: int | None = None
         """Labels from here on are left to ``decode``, to be refused."""
@@ -89,10 +90,6 @@ class TarRows:
         found = _shape(self._bytes(file, begin, end))
         return found if found and {*found.arrays, "label"} == self[0].keys() else None
 
-    @cached_property
-    def _descriptors(self) -> dict[int, int]:
-        return {}
-
     def _bytes(self, file: int, begin: int, end: int) -> bytes:
         with self._opened(file) as descriptor:
             return os.pread(descriptor, end - begin, begin)
@@ -109,16 +106,14 @@ class TarRows:
             if kept != descriptor:
                 os.close(descriptor)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_descriptors"}
-
     def close(self) -> None:
         """Closes the files that are open; the next read opens its own again."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
     def __del__(self) -> None:
-        self.close()
+        if "_descriptors" in self.__dict__:  # not where making this one failed
+            self.close()
 
 
 def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
