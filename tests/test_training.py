@@ -1,6 +1,7 @@
 """The training loop: resuming, stopping, schedules, and two processes that train as one."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from mfkit import presets
 from mfkit.files.artifact import file_digest
 from mfkit.settings import GeneratorSettings, TrainingSettings
+from mfkit.stages.meanflow import instantaneous, moving_rows
 from mfkit.training.optimisation import ema_decay, learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
@@ -274,3 +276,15 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     assert difference(ends["split"], ends["whole"]) < 1e-4 and difference(ends["alone"], ends["whole"]) < 1e-4
     assert len(losses(tmp_path / "alone.log.jsonl")) == 2
     assert losses(tmp_path / "split.log.jsonl") == pytest.approx(losses(tmp_path / "whole.log.jsonl"), rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "share"), [(64, 0.75), (10, 0.75), (7, 0.5), (3, 0.75), (4, 0.0), (4, 1.0)])
+def test_batches_have_one_number_of_rows_with_an_interval(size: int, share: float) -> None:
+    """So that they have one shape: those with r < t, the last one repeated where a batch has one fewer."""
+    counts = set()
+    for begin in range(0, 20 * size, size):
+        fixed = instantaneous(torch.arange(begin, begin + size), share)
+        rows = moving_rows(fixed, share)
+        assert set(rows.tolist()) == set(torch.nonzero(~fixed).flatten().tolist())
+        counts.add(len(rows))
+    assert counts - {0} in ({math.ceil(size * (1 - share))}, set())
