@@ -10,6 +10,7 @@
 set -euo pipefail
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$recipes/steps.sh"
 digits=$(realpath -m "${DIGITS:-runs/digits}")
 out=${1:-runs/bench}
 shift $(($# > 0 ? 1 : 0))
@@ -18,13 +19,6 @@ rows=${ROWS:-2}
 
 mkdir -p "$out"
 cd "$out"
-
-# write TARGET COMMAND...: its standard output, unless the file is there.
-write() {
-    local target=$1
-    shift
-    [ -e "$target" ] || { echo "$* > $target" >&2; "$@" >"$target.partial"; mv "$target.partial" "$target"; }
-}
 
 stages() {
     for stage in distill bootstrap train-teacher midtrain encode trajectories sample loader derivative; do

@@ -8,6 +8,7 @@
 set -euo pipefail
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$recipes/steps.sh"
 out=${1:-runs/digits}
 seed=${2:-0}
 short=${STEPS:+--steps $STEPS}
@@ -15,19 +16,6 @@ samples=${SAMPLES:-2000}
 
 mkdir -p "$out"
 cd "$out"
-
-# make TARGET COMMAND...: runs the command unless its target is there.
-make() {
-    local target=$1
-    shift
-    [ -e "$target" ] || { echo "$*" >&2; "$@" >/dev/null; }
-}
-# write TARGET COMMAND...: the same, for a command that prints its result.
-write() {
-    local target=$1
-    shift
-    [ -e "$target" ] || { echo "$* > $target" >&2; "$@" >"$target.partial"; mv "$target.partial" "$target"; }
-}
 
 make rae.safetensors mfkit train-rae digits:train --encoder tiny -o rae.safetensors --seed "$seed" \
     $short ${STEPS:+--encoder-steps $STEPS}
