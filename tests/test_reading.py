@@ -11,7 +11,7 @@ import torch
 
 from mfkit.data.codecs import array_bytes, array_member, label_member
 from mfkit.data.feed import Layout, feed
-from mfkit.data.prefetch import ahead, in_order
+from mfkit.data.prefetch import ahead, behind, in_order
 from mfkit.data.shards import ShardFolder, ShardStream, open_shards, write_index, write_shard, write_stream
 from mfkit.errors import InputError
 
@@ -176,6 +176,38 @@ def test_items_are_made_ahead_in_order_and_end_with_their_reader() -> None:
     count = len(made)
     assert count < 12 and threading.active_count() < 50
     assert len(made) == count
+
+
+def test_a_writer_behind_gets_all_and_its_errors_come_back() -> None:
+    assert behind(list, iter(range(50))) == list(range(50))
+    made: list[int] = []
+
+    def refuse(items) -> None:
+        next(items)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        behind(refuse, (made.append(i) or i for i in range(1000)))
+    assert len(made) < 20
+
+
+@pytest.mark.parametrize("error", [InputError("broken"), KeyboardInterrupt()])
+def test_an_error_of_the_items_lets_the_writer_clean_up(error: BaseException) -> None:
+    seen: list[object] = []
+
+    def items():
+        yield 1
+        raise error
+
+    def write(ready) -> None:
+        try:
+            seen.extend(ready)
+        finally:
+            seen.append("cleaned up")
+
+    with pytest.raises(type(error)):
+        behind(write, items())
+    assert seen == ["cleaned up"] or seen == [1, "cleaned up"]
 
 
 @pytest.mark.parametrize("way", [lambda f, i: ahead(map(f, i)), lambda f, i: in_order(f, i, 3)])

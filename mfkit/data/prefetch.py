@@ -4,9 +4,11 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -19,44 +21,83 @@ def spare_threads() -> int:
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Generator[T]:
-    """The items, made by a thread of their own, at most ``depth`` of them before they are asked for.
+    """The items, made by a thread of its own, at most ``depth`` of them before they are asked for.
 
     An error of theirs is raised here, in its place. When this iterator is closed, the thread ends after its item.
     """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(kind: str, value: Any = None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put((kind, value), timeout=0.1)
-                return
-            except queue.Full:
-                continue
+    line = _Line[T](depth)
 
     def make() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stop.is_set():
-                    return
-            put("end")
-        except BaseException as error:  # raised again by the consumer
-            put("error", error)
+        _keep_to_one_core()
+        line.fill(items)
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:
+        yield from line
+    finally:
+        line.stopped.set()
+        thread.join()
+
+
+def behind(consume: Callable[[Iterator[T]], U], items: Iterable[T], depth: int = 2) -> U:
+    """What ``consume`` makes of the items, in a thread of its own: the next items are made here meanwhile.
+
+    An error of the items is raised in ``consume``, so that it cleans up, and then here; so is an error of its own.
+    """
+    line = _Line[T](depth)
+    with ThreadPoolExecutor(1, initializer=_keep_to_one_core) as pool:
+        result = pool.submit(_until_stopped, consume, line)
+        line.fill(items)
+        return result.result()
+
+
+def _until_stopped(consume: Callable[[Iterator[T]], U], line: "_Line[T]") -> U:
+    try:
+        return consume(iter(line))
+    finally:
+        line.stopped.set()
+
+
+class _Line(Generic[T]):
+    """Items on their way from one thread to another, at most so many."""
+
+    def __init__(self, depth: int) -> None:
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+        self.stopped = threading.Event()
+        """No one takes items any more."""
+
+    def fill(self, items: Iterable[T]) -> None:
+        try:
+            for item in items:
+                self._put("item", item)
+                if self.stopped.is_set():
+                    return
+            self._put("end")
+        except BaseException as error:  # raised again by whoever takes the items
+            self._put("error", error)
+
+    def _put(self, kind: str, value: Any = None) -> None:
+        while not self.stopped.is_set():
+            try:
+                self._ready.put((kind, value), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> Iterator[T]:
         while True:
-            kind, value = ready.get()
+            kind, value = self._ready.get()
             if kind == "error":
                 raise value
             if kind == "end":
                 return
             yield value
-    finally:
-        stop.set()
-        thread.join()
+
+
+def _keep_to_one_core() -> None:
+    """The setting is the thread's own: a second team of OpenMP threads would slow that of the main thread down."""
+    torch.set_num_threads(1)
 
 
 def in_order(function: Callable[[T], U], items: Iterable[T], threads: int) -> Generator[U]:
@@ -64,7 +105,7 @@ def in_order(function: Callable[[T], U], items: Iterable[T], threads: int) -> Ge
     if not threads:
         yield from map(function, items)
         return
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(threads, initializer=_keep_to_one_core)
     pending: deque[Future[U]] = deque()
     try:
         for item in items:

@@ -1,7 +1,6 @@
 """encode: images to shards of standardised latents."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from mfkit.data.codecs import array_bytes
 from mfkit.data.feed import Batch
 from mfkit.data.images import class_names, open_images
-from mfkit.data.prefetch import ahead
+from mfkit.data.prefetch import behind
 from mfkit.data.production import Production
 from mfkit.data.sequence import batches_by_shard
 from mfkit.data.shards import STREAM, write_standard_output
@@ -60,17 +59,23 @@ def encode(
         # The number of classes of images that do not say it is known too late: whoever reads the stream gives it.
         known = {"shape": shape, "classes": names} if names else {}
         batches = batches_by_shard(source, settings.shard_size, settings.batch_size, lambda shard: True, workers)
-        samples = _samples(ahead(_encoded(batches, rae, settings, mirror)), names)
-        write_standard_output("latents", known | description, provenance(Path.cwd(), inputs, seed=None), samples)
+        record = provenance(Path.cwd(), inputs, seed=None)
+        behind(
+            lambda encoded: write_standard_output("latents", known | description, record, _samples(encoded, names)),
+            _encoded(batches, rae, settings, mirror),
+        )
         return None
     folder = Path(output)
     with Production(
         folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite
     ) as production:
         batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
-        with closing(ahead(_encoded(batches, rae, settings, mirror))) as encoded:
+
+        def write(encoded: Iterator[_Encoded]) -> None:
             for shard, group in groupby(encoded, key=lambda item: item.shard):
                 production.write(shard, _samples(group, names))
+
+        behind(write, _encoded(batches, rae, settings, mirror))
         names = names or [str(label) for label in range(production.largest_label() + 1)]
         config = {"shape": shape, "classes": names} | description
         production.finish("latents", config, provenance(folder, inputs, seed=None))

@@ -2,8 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Generator, Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from mfkit.data.codecs import png_bytes, to_uint8
 from mfkit.data.images import folder_name
 from mfkit.data.npz import NpzWriter
-from mfkit.data.prefetch import ahead, in_order, spare_threads
+from mfkit.data.prefetch import behind, in_order, spare_threads
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
@@ -159,21 +158,24 @@ class _Drawn:
         ]
 
 
-def _drawn(sampler: Sampler, parts: Iterable[tuple[int, range]]) -> Generator[_Drawn]:
-    """Batches, drawn by a thread of its own: the device does not wait for their packing."""
-    return ahead(_Drawn(part, rows, *sampler.draw(rows)) for part, rows in parts)
+def _drawn(sampler: Sampler, parts: Iterable[tuple[int, range]]) -> Iterator[_Drawn]:
+    return (_Drawn(part, rows, *sampler.draw(rows)) for part, rows in parts)
 
 
-def _packed(sampler: Sampler, parts: Iterable[tuple[int, range]]) -> Generator[tuple[int, list[dict[str, Any]]]]:
+def _packed(drawn: Iterator[_Drawn]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """(part, samples) of each batch; PNGs are made by the cores that are left."""
-    return in_order(lambda drawn: (drawn.part, drawn.samples()), _drawn(sampler, parts), spare_threads())
+    return in_order(lambda batch: (batch.part, batch.samples()), drawn, spare_threads())
 
 
 def _write_stream(sampler: Sampler) -> None:
     record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
     parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
-    stream = (sample for _, samples in _packed(sampler, parts) for sample in samples)
-    write_standard_output("images", sampler.describe(), record, stream)
+
+    def write(drawn: Iterator[_Drawn]) -> None:
+        stream = (sample for _, samples in _packed(drawn) for sample in samples)
+        write_standard_output("images", sampler.describe(), record, stream)
+
+    behind(write, _drawn(sampler, parts))
 
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
@@ -181,8 +183,9 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
     with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite) as production:
         parts = row_ranges(request.count, SHARD_SIZE, request.batch_size)
         wanted = [(shard, rows) for shard, rows in parts if production.wanted(shard)]
-        with closing(_packed(sampler, _progress(wanted))) as packed:
-            for shard, group in groupby(packed, key=lambda item: item[0]):
+
+        def write(drawn: Iterator[_Drawn]) -> None:
+            for shard, group in groupby(_packed(drawn), key=lambda item: item[0]):
                 samples = (sample for _, batch in group for sample in batch)
                 if tar:
                     production.write(shard, samples)
@@ -192,6 +195,8 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
                     with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
                         partial.write_bytes(item["png"])
                 production.mark(shard, {})
+
+        behind(write, _drawn(sampler, _progress(wanted)))
         record = provenance(folder, _inputs(sampler), seed=request.seed)
         production.finish("images", config, record)
 
@@ -203,9 +208,13 @@ def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
         claim(path, overwrite=overwrite)
     parts = row_ranges(request.count, request.batch_size, request.batch_size)
     own = [(part, rows) for part, rows in parts if part % state.num_processes == state.process_index]
-    with NpzWriter(path, request.count, size) as writer, closing(_drawn(sampler, _progress(own))) as drawn:
-        for batch in drawn:
-            writer.put(batch.rows, batch.images, batch.labels)
+    with NpzWriter(path, request.count, size) as writer:
+
+        def write(drawn: Iterator[_Drawn]) -> None:
+            for batch in drawn:
+                writer.put(batch.rows, batch.images, batch.labels)
+
+        behind(write, _drawn(sampler, _progress(own)))
         writer.finish(sampler.describe())
 
 

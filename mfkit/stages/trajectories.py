@@ -1,7 +1,6 @@
 """trajectories: the teacher's ODE, every state with its true time."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import groupby, starmap
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from mfkit.data.codecs import array_bytes
-from mfkit.data.prefetch import ahead
+from mfkit.data.prefetch import behind
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
@@ -72,13 +71,18 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     parts = row_ranges(count, settings.shard_size, settings.batch_size)
     if output == STREAM:
         record = provenance(Path.cwd(), inputs, seed=settings.seed)
-        write_standard_output("trajectories", config, record, samples(ahead(starmap(solved, parts))))
+        behind(
+            lambda ready: write_standard_output("trajectories", config, record, samples(ready)), starmap(solved, parts)
+        )
         return None
     folder = Path(output)
     with Production(folder, inputs, config, overwrite=overwrite) as production:
         wanted = ((shard, rows) for shard, rows in parts if production.wanted(shard))
-        with closing(ahead(starmap(solved, wanted))) as ready:
+
+        def write(ready: Iterator[_Solved]) -> None:
             for shard, group in groupby(ready, key=lambda part: part.shard):
                 production.write(shard, samples(group))
+
+        behind(write, starmap(solved, wanted))
         production.finish("trajectories", config, provenance(folder, inputs, seed=settings.seed))
     return output
