@@ -63,12 +63,11 @@ def pairs(digits: Path) -> list[dict[str, Any]]:
             t, r = (times[k].expand(ROWS) for k in (later, earlier))
             return float(chord_matching(student, states[later], states[earlier], r, t, y).value)
 
-        ends = [error(0, 12)]
         between = [error(i, j) for i in range(12) for j in range(i + 1, 13)]
         found.append(
             {
                 "pairs": count, "trajectories_per_step": 64 // count, "error": sum(between) / len(between),
-                "error_noise_to_data": ends[0], "images_per_second": log_of(output)[-1]["images_per_second"],
+                "error_noise_to_data": error(0, 12), "images_per_second": log_of(output)[-1]["images_per_second"],
             }
         )  # fmt: skip
     return found
