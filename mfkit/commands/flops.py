@@ -111,7 +111,8 @@ def _recipe_text(cost: dict[str, Any]) -> str:
     paper = cost.get("paper", {})
     lines = [
         f"{cost['preset']}: {cost['views']:,} views of {cost['images']:,} images, "
-        f"{cost['trajectories']:,} trajectories",
+        f"{cost['trajectories']:,} trajectories; {cost['teraflops_per_second']:g} x 10^12 operations a second where no "
+        "rate was measured",
         _row("stage", "steps", "rows/step", "FLOPs/step*", "FLOPs", "10^12/s", "GPU-days", "paper", "GB on disk"),
     ]
     for name, stage in {**cost["stages"], "total": cost["total"]}.items():

@@ -128,8 +128,9 @@ def read(source: Numbered, places: list[Place]) -> Batch:
 def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> Iterator[Batch]:
     """Every process reads the whole stream and keeps its own rows, so that the order is the same for any number."""
     buffer = source.samples_within(SHUFFLE_BYTES, SHUFFLE_SAMPLES)
-    # It begins with a tenth of the buffer: who reads a stream should not wait until most of it has been made.
-    shuffle = wds.shuffle(buffer, initial=max(1, buffer // 10), rng=random.Random(seed))
+    # Trajectories come from random noise, the classes in turn: training need not wait until the buffer has been made.
+    first = max(1, buffer // 10) if source.artifact.kind == "trajectories" else buffer
+    shuffle = wds.shuffle(buffer, initial=first, rng=random.Random(seed))
     rows = enumerate(shuffle(iter(_endless(source))))
     for step in steps:
         for batch in layout.batches(step):

@@ -99,6 +99,7 @@ def recipe_work(
         "images": images,
         "views": views,
         "trajectories": count,
+        "teraflops_per_second": rate,
         "stages": stages,
         "total": {
             "flops": sum(stage["flops"] for stage in stages.values()),
