@@ -81,7 +81,11 @@ def test_other_stages(mfkit, stage: str) -> None:
     assert done.code == 0, done.err
     told = json.loads(done.out)
     shares = {"sample": ["png_", "npz_", "tar_"], "encode": [""], "trajectories": [""]}.get(stage, [])
-    assert all(told[f"{way}images_per_second"] for way in shares) and (not shares or told["network_seconds"] > 0)
+    assert all(f"{way}images_per_second" in told and f"{way}share_of_network" in told for way in shares)
+    work = json.loads(mfkit("flops --preset digits --json").out)["rules"]["flops"]
+    evaluations = {"sample": work["total"], "trajectories": 23 * work["generator"]}.get(stage)
+    if evaluations:  # a batch of 8; a teacher lacks the student's second time embedding
+        assert told["flops_per_step"] == pytest.approx(8e9 * evaluations, rel=0.01) and told["network_seconds"] > 0
     if stage == "derivative":
         errors = {(way["derivative"], way["precision"]): way["error"] for way in told["ways"]}
         assert errors["jvp", "float32"] < errors["central", "float32"] < 0.01
@@ -110,4 +114,7 @@ def test_the_plan_says_what_states_and_their_format_cost_on_disk(mfkit) -> None:
 def test_wrong_requests_are_refused(mfkit) -> None:
     failed(mfkit("bench everything"), 2, "everything", "distill")
     failed(mfkit("bench distill --tokens 50"), 2, "--tokens 50")
+    failed(mfkit("bench encode --compile"), 2, "--compile")
+    failed(mfkit("bench sample --no-plain"), 2, "--plain")
+    failed(mfkit("bench loader --precision bf16"), 2, "--precision")
     failed(mfkit("bench distill --preset digits --precision tf32"), 2, "tf32")

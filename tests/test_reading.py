@@ -131,6 +131,20 @@ def test_a_stream_cut_off_in_a_file_is_not_trained_on(tmp_path: Path) -> None:
         source.indexed()
 
 
+@pytest.mark.parametrize("damage", [lambda data, place: data[:place] + b"x" * 20 + data[place + 20 :],
+                                    lambda data, place: data[: place + 700]])  # fmt: skip
+def test_a_damaged_tar_without_an_index_is_no_shorter_one(tmp_path: Path, damage) -> None:
+    write_shard(tmp_path / "s.tar", samples(9))
+    data = (tmp_path / "s.tar").read_bytes()
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        place = next(member.offset for member in tar if member.name.startswith("000005"))
+    (tmp_path / "s.tar").write_bytes(damage(data, place))
+    source = open_shards(str(tmp_path / "s.tar"), "latents", decode)
+    assert isinstance(source, ShardStream)
+    with pytest.raises(InputError, match=r"s\.tar is damaged or truncated"):
+        source.indexed()
+
+
 def test_the_shuffle_buffer_of_a_stream_is_bounded_in_bytes(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", samples(4))
     source = open_shards(str(tmp_path / "s.tar"), "latents", decode)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mfkit import presets
 from mfkit.benchmark.request import BenchRequest
@@ -13,7 +13,7 @@ from mfkit.benchmark.synthetic import Synthetic
 from mfkit.files import weights
 from mfkit.metrics.rates import seconds
 from mfkit.networks.dit import AverageVelocityDiT
-from mfkit.objectives.derivative import Derivative, central_difference, jvp
+from mfkit.objectives.derivative import AverageVelocity, Derivative, central_difference, jvp
 from mfkit.precision import autocast, products
 from mfkit.processes import processes
 from mfkit.settings import MeanFlowSettings, PrecisionName
@@ -55,12 +55,11 @@ def bench_derivative(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]
 def _recast(way: Derivative, precision: PrecisionName) -> Derivative:
     """A derivative whose evaluations are cast, though it asks for float32."""
 
-    def estimate(u: Any, *arguments: Tensor) -> Tensor:
-        class Cast(nn.Module):
-            def forward(self, z: Tensor, *rest: Tensor) -> Tensor:
-                with autocast(precision, z.device):
-                    return u(z, *rest)
+    def estimate(u: AverageVelocity, *arguments: Tensor) -> Tensor:
+        def cast(*inputs: Tensor) -> Tensor:
+            with autocast(precision, inputs[0].device):
+                return u(*inputs)
 
-        return way(Cast(), *arguments)
+        return way(cast, *arguments)
 
     return estimate

@@ -6,9 +6,10 @@ from torch import Tensor
 from mfkit.objectives.derivative import AverageVelocity
 from mfkit.objectives.losses import Loss
 from mfkit.solvers.times import per_row
+from mfkit.stages.meanflow import Objective
 
 
-def plain_mean_flow(step: float):  # type: ignore[no-untyped-def]  # called as objectives.losses.mean_flow is
+def plain_mean_flow(step: float) -> Objective:
     """u at z, z + h v and z - k v in one batch of three times the rows: every row, every evaluation with gradients.
 
     The released MF-RAE code does so. Value and gradient are those of

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -140,7 +141,7 @@ def _in_turn(
     for _ in range(request.rounds):
         bare.append(seconds(alone_for_as_long, device) / (_LONG - _SHORT))
         for name, way in ways.items():
-            short, long = (seconds(lambda way=way, n=n: way(n), device) for n in (_SHORT, _LONG))  # type: ignore[misc]
+            short, long = (seconds(partial(way, batches), device) for batches in (_SHORT, _LONG))
             taken[name].append((long - short) / (_LONG - _SHORT))
     result: dict[str, Any] = {"network_seconds": median(bare)}
     for name, times in taken.items():

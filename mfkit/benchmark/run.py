@@ -3,6 +3,7 @@
 import platform
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,17 @@ BENCHMARKS: dict[str, Callable[[BenchRequest, Synthetic], dict[str, Any]]] = {
     "loader": bench_loader,
     "derivative": bench_derivative,
 }
+_EXECUTION = {"compile": False, "activation_checkpointing": False, "plain": True}
+_UNREAD: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("encode", "trajectories", "sample"), _EXECUTION),
+    **dict.fromkeys(("loader", "derivative"), _EXECUTION | {"precision": "float32"}),
+}
+"""Options that a benchmark does not read, with the values they have when they are not given."""
+
+
+def bench_all(request: BenchRequest, tokens: int | None) -> dict[str, dict[str, Any]]:
+    """Every stage by name, each with the options that it reads."""
+    return {name: bench(name, replace(request, **_UNREAD.get(name, {})), tokens) for name in BENCHMARKS}
 
 
 def bench(stage: str, request: BenchRequest, tokens: int | None) -> dict[str, Any]:
@@ -39,6 +51,9 @@ def bench(stage: str, request: BenchRequest, tokens: int | None) -> dict[str, An
     """
     if stage not in BENCHMARKS:
         raise UsageError(f"bench {stage}: give {', '.join(BENCHMARKS)} or all")
+    for option, default in _UNREAD.get(stage, {}).items():
+        if getattr(request, option) != default:
+            raise UsageError(f"bench {stage} has no --{option.replace('_', '-')}")
     state = processes()
     if state.num_processes > 1 and stage not in get_args(TrainedStage):
         raise UsageError(f"bench {stage} runs in one process; the training stages in any number")

@@ -21,7 +21,14 @@ from mfkit.metrics.rates import peak_bytes, product_rate, seconds
 from mfkit.objectives.losses import Loss, mean_flow
 from mfkit.precision import autocast, products
 from mfkit.processes import processes
-from mfkit.settings import FlowSettings, GeneratorSettings, MeanFlowSettings, MidtrainSettings, TrajectorySettings
+from mfkit.settings import (
+    FlowSettings,
+    GeneratorSettings,
+    MeanFlowSettings,
+    MidtrainSettings,
+    PrecisionName,
+    TrajectorySettings,
+)
 from mfkit.stages import meanflow, midtrain, teacher
 from mfkit.stages.inputs import open_latents, open_trajectories
 from mfkit.stages.plan import Plan
@@ -176,17 +183,17 @@ def _memory_and_agreement(
 
 
 @contextmanager
-def _as_written(optimisation: Optimisation, precision: str | None = None) -> Iterator[None]:
+def _as_written(optimisation: Optimisation, precision: PrecisionName | None = None) -> Iterator[None]:
     """Without compilation, and in float32, on a GPU TF32, unless a precision is given."""
     settings, device = optimisation.settings, optimisation.accelerator.device
-    plain = precision or ("tf32" if device.type == "cuda" else "float32")
+    plain: PrecisionName = precision or ("tf32" if device.type == "cuda" else "float32")
     compiled = [module for module in optimisation.network.modules() if module._compiled_call_impl is not None]
     calls = [module._compiled_call_impl for module in compiled]
     for module in compiled:
         module._compiled_call_impl = None
-    optimisation.settings = dataclasses.replace(settings, precision=plain)  # type: ignore[arg-type]
+    optimisation.settings = dataclasses.replace(settings, precision=plain)
     try:
-        with products(plain, device):  # type: ignore[arg-type]
+        with products(plain, device):
             yield
     finally:
         optimisation.settings = settings

@@ -57,8 +57,8 @@ def register(app: typer.Typer) -> None:
         import torch
 
         from mfkit.benchmark.request import BenchRequest
-        from mfkit.benchmark.run import BENCHMARKS
         from mfkit.benchmark.run import bench as run_bench
+        from mfkit.benchmark.run import bench_all
         from mfkit.presets import MODELS
 
         if model is None:
@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
         if stage != "all":
             measured = run_bench(stage, request, tokens)
             return json.dumps(measured, indent=2) if as_json else _text(measured)
-        all_of_them = {name: run_bench(name, request, tokens) for name in BENCHMARKS}
+        all_of_them = bench_all(request, tokens)
         return json.dumps(all_of_them, indent=2) if as_json else "\n\n".join(map(_text, all_of_them.values()))
 
 

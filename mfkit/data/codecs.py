@@ -14,6 +14,9 @@ from torch import Tensor
 from mfkit.errors import InputError
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+STORED = {"float16": torch.float16, "float32": torch.float32}
+"""Number formats of arrays in shards."""
+
 Sample = dict[str, Any]
 """A raw sample: ``__key__``, ``__url__`` and the bytes of each member by suffix."""
 

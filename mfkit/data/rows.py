@@ -17,6 +17,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from mfkit.data.codecs import STORED
 from mfkit.errors import InputError
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
@@ -155,19 +156,32 @@ def index_tar(path: Path) -> tuple[list[tuple[int, int]], set[str]]:
     described: set[str] = set()
     last = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                key = split_name(member.name)[0]
-                if member.name.startswith("__"):
-                    described.add(member.name)
-                elif member.isfile():
-                    end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                    ranges.append((ranges.pop()[0] if key == last else member.offset, end))
-                last = key
-    except (tarfile.TarError, UnicodeError, EOFError) as error:
+        for member in _members(path):
+            key = split_name(member.name)[0]
+            if member.name.startswith("__"):
+                described.add(member.name)
+            elif member.isfile():
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                ranges.append((ranges.pop()[0] if key == last else member.offset, end))
+            last = key
+    except (tarfile.TarError, UnicodeError) as error:
         raise InputError(f"{path} is damaged or truncated: {error}") from error
+    if ranges and ranges[-1][1] > path.stat().st_size:
+        raise InputError(f"{path} is damaged or truncated: {path.stat().st_size} bytes of {ranges[-1][1]}")
     return ranges, described
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Members of a tar. Iterating over a TarFile would keep them all, and take a damaged header for the end."""
+    with tarfile.open(path, "r:") as tar:
+        assert tar.fileobj is not None
+        tar.offset = 0
+        while True:
+            tar.fileobj.seek(tar.offset)
+            if not tar.fileobj.read(_BLOCK).strip(b"\0"):
+                return
+            tar.fileobj.seek(tar.offset)
+            yield tarfile.TarInfo.fromtarfile(tar)
 
 
 @dataclass(frozen=True)
@@ -266,8 +280,8 @@ def _array(suffix: str, data: bytes, member: tarfile.TarInfo) -> _Array | None:
         shape, fortran, dtype = npy.read_array_header_1_0(buffer)
     except (ValueError, TokenError):
         return None
-    kind = {np.dtype("<f2"): torch.float16, np.dtype("<f4"): torch.float32}.get(dtype)
-    if fortran or kind is None:
+    kind = STORED.get(dtype.name)
+    if fortran or kind is None or not dtype.isnative:
         return None
     array = _Array(member.offset_data + buffer.tell(), shape, kind)
     return array if buffer.tell() + array.size == member.size else None

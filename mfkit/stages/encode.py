@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from mfkit.data.codecs import array_bytes
+from mfkit.data.codecs import STORED, array_bytes
 from mfkit.data.feed import Batch
 from mfkit.data.images import class_names, open_images
 from mfkit.data.prefetch import behind
@@ -94,7 +93,7 @@ class _Encoded:
 def _encoded(
     batches: Iterable[tuple[int, Batch]], rae: RAE | VAE, settings: EncodeSettings, mirror: bool
 ) -> Iterator[_Encoded]:
-    dtype = {"float16": torch.float16, "float32": torch.float32}[settings.dtype]
+    dtype = STORED[settings.dtype]
     for shard, batch in batches:
         with evaluating(settings.precision, rae.device):
             pixels = batch.columns["image"].to(rae.device, non_blocking=True).float() / 255

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mfkit.data.codecs import array_bytes
+from mfkit.data.codecs import STORED, array_bytes
 from mfkit.data.prefetch import behind
 from mfkit.data.production import Production
 from mfkit.data.sequence import row_ranges
@@ -45,7 +45,6 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     shape, classes, device = latent_shape(teacher), network.config.classes, processes().device
     times = time_grid(settings.solver_steps, teacher.config["time_shift"], device)
 
-    dtype = {"float16": torch.float16, "float32": torch.float32}[settings.dtype]
     stored_times = array_bytes(times.cpu().numpy())
 
     def solved(shard: int, rows: range) -> _Solved:
@@ -53,7 +52,7 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
             _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
             labels = torch.tensor([row % classes for row in rows], device=device)
             states = trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)
-            stored = states.to(dtype).cpu().transpose(0, 1).numpy()  # (B, S + 1, C, H, W)
+            stored = states.to(STORED[settings.dtype]).cpu().transpose(0, 1).numpy()  # (B, S + 1, C, H, W)
         return _Solved(shard, rows, labels.tolist(), stored)
 
     def samples(parts: Iterable[_Solved]) -> Iterator[dict[str, Any]]:

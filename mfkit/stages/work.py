@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from mfkit.data.codecs import STORED
 from mfkit.errors import InputError, using
 from mfkit.files.artifact import Artifact, open_artifact
 from mfkit.metrics.flops import (
@@ -38,7 +39,6 @@ _COMPARABLE = 256
 """Side in pixels from which on vanilla mean flow is set beside: its VAE is made for such images."""
 _TRAINED = 3
 """Forward passes that one evaluation with gradients is worth: the backward pass is two."""
-_BYTES = {"float16": 2, "float32": 4}
 _DAY = 86_400
 
 
@@ -83,10 +83,10 @@ def recipe_work(
     per_trajectory = evaluations(solved.solver_steps, solved.solver)
     stages = {
         "encode": _counted(views, 1e9 * encoder_work(preset_rae(preset))["flops"])
-        | {"bytes": views * latent * _BYTES[storage.dtype]},
+        | {"bytes": views * latent * STORED[storage.dtype].itemsize},
         "train-teacher": _training("train-teacher", preset, one),
         "trajectories": _counted(count, per_trajectory * one)
-        | {"bytes": count * (solved.solver_steps + 1) * latent * _BYTES[solved.dtype]},
+        | {"bytes": count * (solved.solver_steps + 1) * latent * STORED[solved.dtype].itemsize},
         "midtrain": _training("midtrain", preset, one),
         "distill": _training("distill", preset, one),
         "bootstrap": _training("bootstrap", preset, one),
@@ -127,8 +127,8 @@ def measured_rates(path: Path) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what mfkit bench --json prints: {error}") from error
-    if not rates:
-        raise InputError(f"{path} holds the rate of no stage")
+    if not rates or not all(rate > 0 for rate in rates.values()):
+        raise InputError(f"{path} holds the rate of no stage, or one that is not above 0")
     return rates
 
 

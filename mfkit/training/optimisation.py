@@ -109,8 +109,10 @@ class Optimisation:
         """The network holds its moving average meanwhile."""
         trained = [value.detach().clone() for value in self.parameters.values()]
         self.take_average()
-        yield
-        _copy(trained, self.parameters.values())
+        try:
+            yield
+        finally:
+            _copy(trained, self.parameters.values())
 
     def take_average(self) -> None:
         """From now on the network holds its moving average."""
