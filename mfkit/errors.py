@@ -1,7 +1,10 @@
 """What can go wrong, as the user sees it: one line that names the file, the key and the way out."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tokenize import TokenError
 
 
 class MfkitError(Exception):
@@ -34,13 +37,30 @@ class DivergedError(MfkitError):
     exit_code = 5
 
 
+class StoppedError(MfkitError):
+    """A signal asked to stop, and the work was saved."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, RuntimeError,
+    StopIteration, SyntaxError, TokenError, TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
+"""What libraries raise over content that is not what it says; an OSError besides, where they also open it."""
+
+
+def reason(error: BaseException) -> str:
+    """The words of a library's error, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 @contextmanager
 def using(source: object) -> Iterator[None]:
     """Turns what libraries raise in the block, over the contents of a file of others, into its one-line error."""
     try:
         yield
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{source} cannot be used: {reason}") from error
+    except MALFORMED as error:
+        raise InputError(f"{source} cannot be used: {reason(error)}") from error

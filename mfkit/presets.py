@@ -29,10 +29,12 @@ TINY_ENCODER: dict[str, Any] = dict(patch_size=8, embed_dim=32, depth=4, num_hea
 
 _RUN = dict(
     micro_batch=0, weight_decay=0.0, clip=1.0, seed=0, schedule="constant", warmup=0, precision="float32",
-    compile=False, activation_checkpointing=False,
+    compile=False, activation_checkpointing=False, keep=1,
 )  # fmt: skip
-_SMALL = dict(_RUN, label_drop=0.0, workers=2, log_every=50, save_every=500, sample_every=0, batch_size=64)
-_LARGE = dict(_RUN, label_drop=0.1, workers=4, log_every=100, save_every=5000, sample_every=0)
+_SMALL = dict(
+    _RUN, label_drop=0.0, workers=2, log_every=50, save_every=500, save_minutes=0, sample_every=0, batch_size=64
+)
+_LARGE = dict(_RUN, label_drop=0.1, workers=4, log_every=100, save_every=5000, save_minutes=30, sample_every=0)
 _FLOW = dict(instantaneous=0.75, derivative="auto", difference_step=5e-3, weight_power=1.0, weight_offset=1e-3)
 _STORE = dict(dtype="float16", precision="float32", batch_size=100)
 

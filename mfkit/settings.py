@@ -3,6 +3,7 @@
 This module and :mod:`mfkit.presets` import nothing heavy: the command line reads them to print its help.
 """
 
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,12 @@ PresetName = Literal["digits", "imagenet256", "imagenet512"]
 ModelName = Literal["tiny", "S", "B", "L", "XL"]
 DTypeName = Literal["float16", "float32"]
 PrecisionName = Literal["float32", "tf32", "bf16"]
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The names and both values of the settings that are not the same, as text; empty where all are."""
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    return "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
 
 
 class Settings:
@@ -52,6 +59,8 @@ class TrainingSettings(Settings):
     workers: int = setting("Threads per process that read and decode ahead; 0 reads as it goes.", metavar="N", low=0)
     log_every: int = setting("Steps between lines of the log.", metavar="N", low=1)
     save_every: int = setting("Steps between checkpoints.", metavar="N", low=1)
+    save_minutes: float = setting("Minutes between checkpoints; 0 goes by the steps alone.", metavar="MIN", low=0)
+    keep: int = setting("Newest checkpoints to keep until the output is written.", metavar="N", low=1)
     sample_every: int = setting("Steps between grids from fixed noise; 0 draws none.", metavar="N", low=0)
 
 

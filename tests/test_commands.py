@@ -17,7 +17,7 @@ from typer.main import get_command
 from mfkit.commands.main import app
 from mfkit.data.codecs import array_bytes
 from mfkit.data.shards import write_shard
-from mfkit.files.artifact import safetensors_header
+from mfkit.files.tensors import safetensors_header
 
 COMMANDS = list(get_command(app).commands)  # type: ignore[attr-defined]
 README = Path(__file__).parents[1] / "README.md"
@@ -294,6 +294,6 @@ def test_an_interrupted_encode_goes_on_with_the_shards_it_has(mfkit, chain: Path
         "until [ -e latents/00000.tar ]; do sleep 0.01; done; kill -9 $pid; wait $pid", tmp_path,
     )  # fmt: skip
     assert not (tmp_path / "latents" / "index.json").exists(), interrupted.stderr
-    failed(mfkit(command), 4, "was begun with other settings")
+    failed(mfkit(command), 4, "was begun otherwise (")
     assert mfkit(command + " --batch-size 1").code == 0
     assert {path.name for path in (tmp_path / "latents").glob("*.tar")} == set(whole)

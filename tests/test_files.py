@@ -13,16 +13,17 @@ import mfkit as package
 from mfkit.errors import InputError, OutputError
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
-from mfkit.files.atomic import claim, whole_file
+from mfkit.files.atomic import claimed, whole_file
 from mfkit.networks.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
 
 CONFIG = DiTConfig(channels=4, side=2, classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2)
+DESCRIBED = {"time_shift": 2.0, "classes": ["a", "b", "c"]}
 
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     path = tmp_path / "teacher.safetensors"
-    weights.save(path, VelocityDiT(CONFIG), "teacher", {"time_shift": 2.0}, {"seed": 4, "inputs": {}, "history": {}})
+    weights.save(path, VelocityDiT(CONFIG), "teacher", DESCRIBED, {"seed": 4, "inputs": {}, "history": {}})
     return path
 
 
@@ -36,7 +37,7 @@ def test_a_network_comes_back_from_its_file_alone(teacher: Path) -> None:
 
 
 def test_students_are_called_with_two_times(tmp_path: Path) -> None:
-    weights.save(tmp_path / "s.safetensors", AverageVelocityDiT(CONFIG), "student", {}, {})
+    weights.save(tmp_path / "s.safetensors", AverageVelocityDiT(CONFIG), "student", DESCRIBED, {})
     student = package.load(tmp_path / "s.safetensors")
     times = torch.tensor([0.2, 0.5])
     assert student(torch.randn(2, 4, 2, 2), times, times + 0.1, torch.tensor([0, 3])).shape == (2, 4, 2, 2)
@@ -132,13 +133,16 @@ def test_a_full_disk_is_an_error_in_one_line() -> None:
 
 
 def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("kept")
-    with pytest.raises(OutputError, match="exists; give --overwrite"):
-        claim(tmp_path / "x", overwrite=False)
-    assert (tmp_path / "x").read_text() == "kept"
-    claim(tmp_path / "x", overwrite=True)
-    assert (tmp_path / "x").read_text() == "kept"  # until the new one is whole
-    with pytest.raises(OutputError, match="is an input"):
-        claim(tmp_path / "x", overwrite=True, inputs=[tmp_path / "x"])
-    with pytest.raises(OutputError, match="is a folder"):
-        claim(tmp_path, overwrite=True)
+    path = tmp_path / "x"
+    path.write_text("kept")
+    with pytest.raises(OutputError, match="exists; give --overwrite"), claimed(path, overwrite=False):
+        pass
+    with claimed(path, overwrite=True):
+        assert path.read_text() == "kept"  # until the new one is whole
+        with pytest.raises(OutputError, match="another command is writing"), claimed(path, overwrite=True):
+            pass
+    with pytest.raises(OutputError, match="is an input"), claimed(path, overwrite=True, inputs=[path]):
+        pass
+    with pytest.raises(OutputError, match="is a folder"), claimed(tmp_path, overwrite=True):
+        pass
+    assert list(tmp_path.iterdir()) == [path]

@@ -15,6 +15,7 @@ from mfkit import presets
 from mfkit.files.artifact import file_digest
 from mfkit.settings import GeneratorSettings, TrainingSettings
 from mfkit.stages.meanflow import instantaneous, moving_rows
+from mfkit.training.checkpoint import checkpoints
 from mfkit.training.optimisation import ema_decay, learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
@@ -85,13 +86,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(chain: Path, tmp_path: Path, m
         "until grep -q '\"step\": 3' t.log.jsonl 2>/dev/null; do sleep 0.01; done; kill -9 $pid; wait $pid"
     )
     assert shell(kill, tmp_path).returncode == 137
-    assert (tmp_path / "t.checkpoint.safetensors").exists() and not (tmp_path / "t.safetensors").exists()
+    assert checkpoints(tmp_path / "t.safetensors") and not (tmp_path / "t.safetensors").exists()
     assert mfkit(command).code == 0
     resumed = load_file(tmp_path / "t.safetensors")
     assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
     steps = [json.loads(line)["step"] for line in (tmp_path / "t.log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert not (tmp_path / "t.checkpoint.safetensors").exists()
+    assert not checkpoints(tmp_path / "t.safetensors")
 
 
 def test_micro_batches_do_not_change_the_result(chain: Path, tmp_path: Path, mfkit, uninterrupted) -> None:
@@ -103,11 +104,12 @@ def test_a_checkpoint_of_other_settings_is_refused(chain: Path, tmp_path: Path, 
     command = TEACHER.format(chain=chain)
     spoiled = mfkit(command.replace("--steps 6", "--steps 40") + DIVERGING)
     assert spoiled.code == 5
-    before = file_digest(tmp_path / "t.checkpoint.safetensors")
+    (kept,) = checkpoints(tmp_path / "t.safetensors")
+    before = file_digest(kept)
     refused = mfkit(command)
     assert refused.code == 2 and "steps 40 there, 6 here" in refused.err and "--restart" in refused.err
     assert "width 96 there, 384 here" in mfkit(command + " --model S").err
-    assert file_digest(tmp_path / "t.checkpoint.safetensors") == before
+    assert file_digest(kept) == before
     assert mfkit(command + " --restart").code == 0
 
 
@@ -115,8 +117,8 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(chain: Path, tmp_pa
     """The rate grows without bound during the warm-up, so that the first checkpoints are good."""
     command = TEACHER.format(chain=chain).replace("--steps 6", "--steps 40")
     result = mfkit(command + DIVERGING)
-    assert result.code == 5 and "gradient norm" in result.err and result.err.count("\n") == 1
-    checkpoint = load_file(tmp_path / "t.checkpoint.safetensors")
+    assert result.code == 5 and "not finite in step 7" in result.err and result.err.count("\n") == 1
+    checkpoint = load_file(checkpoints(tmp_path / "t.safetensors")[-1])
     assert all(value.isfinite().all() for value in checkpoint.values())
     assert not (tmp_path / "t.safetensors").exists()
 
@@ -266,8 +268,9 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     )
     launch = "torchrun --standalone --nproc_per_node 2 split.py {} " + command.replace("OUT", "split")
     assert shell(launch.format(3), tmp_path).returncode != 0
-    assert (tmp_path / "split.checkpoint.safetensors").exists() and not (tmp_path / "split.safetensors").exists()
-    shutil.copy(tmp_path / "split.checkpoint.safetensors", tmp_path / "alone.checkpoint.safetensors")
+    (kept,) = checkpoints(tmp_path / "split.safetensors")
+    assert not (tmp_path / "split.safetensors").exists()
+    shutil.copy(kept, tmp_path / kept.name.replace("split", "alone"))
     done = shell(launch.format(99), tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("whole", "alone"):  # the second goes on from the checkpoint of the two

@@ -202,7 +202,7 @@ def _as_written(optimisation: Optimisation, precision: PrecisionName | None = No
 
 
 def _step(optimisation: Optimisation, number: int, batches: Iterator[Batch], loss: LossOf) -> None:
-    optimisation.step(number, batches, loss, _ignore)
+    optimisation.step(number, [next(batches)], loss, _ignore)
 
 
 def _ignore(loss: Loss) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ class Verbosity:
             level = logging.DEBUG
         if self.quiet:
             level = logging.ERROR
-        logging.basicConfig(stream=sys.stderr, format="mfkit: %(message)s", level=logging.WARNING)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Formatter("mfkit: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("mfkit").setLevel(level)
         logging.captureWarnings(True)
         if not self.verbose:
@@ -47,15 +50,28 @@ def leave() -> None:
         sys.modules["mfkit.processes"].leave()
 
 
+class _Signalled(BaseException):
+    """SIGTERM or SIGUSR1, raised where the command is, so that it cleans up as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns errors that a user can mend into one line and an exit code; ``--debug`` shows the traceback too."""
+    """Turns errors that a user can mend into one line and an exit code; ``--debug`` shows the traceback too.
+
+    So does a signal that asks to stop, but for training, which saves first; a second one ends the process at once.
+    """
     try:
-        yield
+        with _stopped_by_signals():
+            yield
     except MfkitError as error:
         _exit(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _exit("interrupted; the same command goes on from the last checkpoint or shard", 128 + signal.SIGINT)
+    except (_Signalled, KeyboardInterrupt) as error:
+        number = error.number if isinstance(error, _Signalled) else signal.SIGINT
+        name = signal.Signals(number).name
+        _exit(f"{name}: interrupted; the same command goes on from the last checkpoint or shard", 128 + number)
     except BrokenPipeError:
         # Python would try to flush standard output once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,10 +80,38 @@ def one_line_errors() -> Iterator[None]:
         _exit(f"{error.filename or 'output'}: {error.strerror}", 4)
 
 
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Signalled(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _exit(message: str, code: int) -> None:
     if os.environ.get("MFKIT_DEBUG"):
         import traceback
 
         traceback.print_exc()
-    print(f"mfkit: error: {message}", file=sys.stderr)
+    print(f"mfkit: error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """A text in which names from files cannot command the terminal: what is no printable character, as its escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         overwrite: options.Overwrite = False,
     ) -> str:
         """Training logs → loss, raw error and gradient norm, as a picture."""
-        from mfkit.files.atomic import claim
+        from mfkit.files.atomic import claimed
         from mfkit.files.pictures import write_curves
         from mfkit.training.log import read
 
@@ -24,6 +24,6 @@ def register(app: typer.Typer) -> None:
         if len(set(names)) < len(names):
             names = [str(log) for log in logs]
         curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
-        claim(output, overwrite=overwrite)
-        write_curves(output, curves)
+        with claimed(output, overwrite=overwrite):
+            write_curves(output, curves)
         return str(output)

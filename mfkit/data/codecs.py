@@ -1,9 +1,8 @@
 """Members of a sample to tensors and back. Nothing is ever unpickled."""
 
 import io
-import warnings
-from tokenize import TokenError
-from typing import Any
+import math
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -11,9 +10,13 @@ from numpy.lib import format as npy
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mfkit.errors import InputError
+from mfkit.errors import MALFORMED, InputError, reason
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is decoded, whatever the suffix; of Pillow's other formats some start programs."""
+_MOST_PIXELS = 1 << 26
+"""Of an image, 8,192 x 8,192."""
 STORED = {"float16": torch.float16, "float32": torch.float32}
 """Number formats of arrays in shards."""
 
@@ -29,12 +32,39 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 
 def array_member(sample: Sample, suffix: str) -> Tensor:
-    """The .npy member of a sample: float16 as it is stored, anything else as float32."""
+    """The .npy member of a sample: float16 as it is stored, other numbers as float32."""
+    data = member(sample, suffix)
     try:
-        array = npy.read_array(io.BytesIO(member(sample, suffix)), allow_pickle=False)
-        return torch.from_numpy(array.astype(np.float16 if array.dtype == np.float16 else np.float32))
-    except (ValueError, TypeError, EOFError, TokenError) as error:
-        raise broken(sample, f"{suffix} is no array: {error}") from error
+        return torch.from_numpy(_numbers(data))
+    except MALFORMED as error:
+        raise broken(sample, f"{suffix} is no array: {reason(error)}") from error
+
+
+def _numbers(data: bytes) -> np.ndarray:
+    """The array in an .npy file, once its header is known to say no more than the file holds."""
+    file = io.BytesIO(data)
+    shape, _, dtype = array_header(file)
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{shape} of {dtype} in {len(data)} bytes")
+    file.seek(0)
+    array = npy.read_array(file, allow_pickle=False)
+    return array.astype(np.float16 if dtype == np.float16 else np.float32)
+
+
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype of an .npy file of numbers; the file then stands at the first of them.
+
+    :raises: one of :data:`~mfkit.errors.MALFORMED`.
+    """
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format {version}")
+    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{dtype} are no numbers")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"shape {shape}")
+    return shape, fortran, dtype
 
 
 def label_member(sample: Sample) -> int:
@@ -45,7 +75,7 @@ def label_member(sample: Sample) -> int:
         label = int(sample["cls"])
     except ValueError as error:
         raise broken(sample, "cls is no class index") from error
-    if label < 0:
+    if not 0 <= label < 1 << 31:
         raise broken(sample, f"cls is {label}, not a class index")
     return label
 
@@ -62,18 +92,21 @@ def decode_image(data: bytes, size: int | None, name: str) -> Tensor:
     """Bytes to (3, size, size) uint8: RGB, the shorter side resized to ``size`` (bicubic, reduced by boxes first
     where it is far larger, as ADM does), the centre cut out. With ``size`` None the image is left as it is."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data)).convert("RGB")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > _MOST_PIXELS:
+            raise InputError(f"{name} is too large: {image.width} x {image.height} pixels")
+        if size and size**2 * max(image.size) / min(image.size) > _MOST_PIXELS:
+            raise InputError(f"{name} is too narrow to be cut to a square: {image.width} x {image.height} pixels")
+        pixels = image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} does not decode: it is no image that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{name} does not decode: {error}") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise InputError(f"{name} does not decode: it is no PNG, JPEG or WebP image") from error
+    except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
+    except (OSError, *MALFORMED) as error:
+        raise InputError(f"{name} does not decode: {reason(error)}") from error
     if size is not None:
-        image = _centre(image, size)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        pixels = _centre(pixels, size)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Rows are ``image`` and ``label``."""
 
 import hashlib
+import re
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mfkit.data.codecs import IMAGE_SUFFIXES, decode_image, image_member, label_member
+from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, decode_image, image_member, label_member
 from mfkit.data.npz import NpzImages
 from mfkit.data.shards import ShardFolder, ShardStream, open_shards, unfinished
-from mfkit.errors import InputError
+from mfkit.errors import MALFORMED, InputError
 from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
 
 DIGITS_SIZE = 32
@@ -95,9 +96,9 @@ class ImageFolder:
         found = set()
         for file, _ in self._files[::step]:
             try:
-                with Image.open(file) as image:
+                with Image.open(file, formats=FORMATS) as image:
                     found.add(image.size)
-            except (OSError, Image.DecompressionBombError):  # said when the image is read
+            except (OSError, Image.DecompressionBombError, *MALFORMED):  # said when the image is read
                 continue
         if len(found) == 1 and (self._size is None or found == {(self._size, self._size)}):
             return ""
@@ -117,8 +118,13 @@ class ImageFolder:
 
 
 def folder_name(label: int, classes: list[str]) -> str:
-    """The subfolder of a class: its name, or its index where the names' order is not that of the indices."""
-    return classes[label] if classes == sorted(classes) else f"{label:0{len(str(len(classes) - 1))}d}"
+    """The subfolder of a class: its name, or its index where the names' order is not that of the indices.
+
+    So too where one of the names is none of a folder, or leads out of it.
+    """
+    plain = all(re.fullmatch(r"[^\s./\x00-\x1f][^/\x00-\x1f]{0,99}", name) for name in classes)
+    named = plain and classes == sorted(set(classes))
+    return classes[label] if named else f"{label:0{len(str(len(classes) - 1))}d}"
 
 
 ImageSource = Digits | ImageFolder | NpzImages | ShardFolder | ShardStream

@@ -7,18 +7,27 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.lib.format import write_array, write_array_header_1_0
+from numpy.lib.format import read_array, write_array, write_array_header_1_0
 from torch import Tensor
 
-from mfkit.errors import InputError, OutputError
+from mfkit.data.codecs import array_header
+from mfkit.errors import MALFORMED, InputError, OutputError, reason
 from mfkit.files.artifact import Artifact, file_digest
 from mfkit.files.atomic import whole_file, writing
+from mfkit.files.document import fields, parse_json
+from mfkit.files.schema import check_config
 from mfkit.processes import processes
+
+_UNPACKED, _MOST_PACKED = 1 << 28, 100
+"""An array of more bytes than the first must not be more than so many times as large as it is packed."""
+_LONGEST_TEXT = 1 << 20
+"""Bytes of the conditions."""
 
 
 class NpzWriter:
@@ -91,24 +100,68 @@ def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None
             file.truncate(size)
 
 
+@dataclass(frozen=True)
+class Npz:
+    """What a ``.npz`` holds of the arrays that were asked for."""
+
+    names: set[str]
+    """Of all its arrays, the others included."""
+    arrays: dict[str, np.ndarray]
+    conditions: dict[str, Any]
+    """How they came about; empty where it does not say."""
+
+
+def read_npz(path: Path, *names: str) -> Npz:
+    """The named arrays of numbers, as far as they are there.
+
+    :raises InputError: it is none, or damaged; nothing in it is unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {name.removesuffix(".npy") for name in archive.namelist()}
+            arrays = {name: _array(archive, f"{name}.npy") for name in names if name in held}
+            told = _text(archive, "conditions.npy") if "conditions" in held else "{}"
+    except (OSError, zipfile.BadZipFile, *MALFORMED) as error:
+        raise InputError(f"{path} cannot be read as .npz: {reason(error)}") from error
+    return Npz(held, arrays, fields(parse_json(told, f"{path}: its conditions"), f"{path}: its conditions"))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array whose header says no more than its member holds, nor more than it can have been packed from."""
+    entry = archive.getinfo(name)
+    with archive.open(name) as member:
+        shape, _, dtype = array_header(member)
+        size = math.prod(shape) * dtype.itemsize
+        if size != entry.file_size - member.tell() or size > max(_UNPACKED, _MOST_PACKED * entry.compress_size):
+            raise ValueError(f"{name} is {shape} of {dtype} in {entry.compress_size} bytes")
+    with archive.open(name) as member:
+        return read_array(member, allow_pickle=False)
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    if archive.getinfo(name).file_size > _LONGEST_TEXT:
+        raise ValueError(f"{name} is of {archive.getinfo(name).file_size} bytes")
+    with archive.open(name) as member:
+        return str(read_array(member, allow_pickle=False))
+
+
 class NpzImages:
     """Random access to the images of such a file."""
 
     def __init__(self, path: Path, size: int | None) -> None:
         """:param size: the side that the images must have; None takes any."""
         self._path = path
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                self._images = archive["arr_0"]
-                self._labels = archive["arr_1"] if "arr_1" in archive.files else np.zeros(len(self._images), int)
-                self._config = json.loads(str(archive["conditions"])) if "conditions" in archive.files else {}
-        except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC): {error}") from error
-        if not isinstance(self._config, dict):
-            raise InputError(f"{path}: its conditions are no JSON object")
+        found = read_npz(path, "arr_0", "arr_1")
+        if "arr_0" not in found.arrays:
+            raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC)")
+        self._images, self._config = found.arrays["arr_0"], found.conditions
+        check_config("images", self._config, path)
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
-            found = f"{self._images.dtype} {self._images.shape}"
-            raise InputError(f"{path}: arr_0 is {found}; expected: uint8 (N, H, W, 3)")
+            held = f"{self._images.dtype} {self._images.shape}"
+            raise InputError(f"{path}: arr_0 is {held}; expected: uint8 (N, H, W, 3)")
+        self._labels = found.arrays.get("arr_1", np.zeros(len(self._images), int))
+        if self._labels.shape != self._images.shape[:1] or self._labels.dtype.kind not in "iu":
+            raise InputError(f"{path}: arr_1 is {self._labels.dtype} {self._labels.shape}; expected: a label per image")
         if size and self._images.shape[1:3] != (size, size):
             raise InputError(f"{path} holds images of {self._images.shape[1:3]} pixels, not {(size, size)}")
 

@@ -1,9 +1,9 @@
 """A folder of results in the making: shared among processes, resumed where it stopped, complete with its index."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -11,41 +11,63 @@ from typing import Any, Self
 from mfkit.data.shards import PROGRESS, Shard, unfinished, write_index, write_shard
 from mfkit.errors import OutputError
 from mfkit.files.artifact import INDEX_NAME, Artifact
-from mfkit.files.atomic import write_text
+from mfkit.files.atomic import sole_writer, write_text
 from mfkit.processes import processes
+from mfkit.settings import differing
 
 _LABEL = "largest_label"
 
 
 class Production:
-    """Process k of W writes the shards k, k + W, …; a shard that is marked as finished is not written again."""
+    """Process k of W writes the shards k, k + W, …; a shard that is marked as finished is not written again.
+
+    A context manager: within it, no other command may write the folder.
+    """
 
     def __init__(
         self, folder: Path, inputs: Mapping[str, Artifact], settings: Mapping[str, Any], *, overwrite: bool
     ) -> None:
         """Shards of an interrupted run are kept where its inputs and settings are the same."""
-        identity = dict(settings) | {role: artifact.digest for role, artifact in inputs.items()}
         self.folder = folder
         self._progress = folder / PROGRESS
+        self._begun = self._progress / "settings"
+        self._identity = dict(settings) | {role: artifact.digest for role, artifact in inputs.items()}
+        self._inputs = [artifact.path for artifact in inputs.values()]
+        self._overwrite = overwrite
         self._state = processes()
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        if self._state.is_main_process:
-            started = self._progress / "identity"
-            if overwrite or not started.exists():
-                _claim(folder, overwrite, [artifact.path for artifact in inputs.values()])
-                write_text(started, digest)
-            elif started.read_text() != digest:
-                raise OutputError(f"{folder} was begun with other settings or inputs; give --overwrite to start anew")
-        self._state.wait_for_everyone()
+        self._lock = ExitStack()
 
     def __enter__(self) -> Self:
+        if self._state.is_main_process:
+            self._lock.enter_context(sole_writer(self.folder))
+            try:
+                self._begin()
+            except BaseException:
+                self._lock.close()
+                raise
+        self._state.wait_for_everyone()
         return self
+
+    def _begin(self) -> None:
+        if self._overwrite or not self._begun.exists():
+            _claim(self.folder, self._overwrite, self._inputs)
+            write_text(self._begun, json.dumps(self._identity))
+            return
+        try:
+            before = json.loads(self._begun.read_text())
+        except ValueError as error:
+            raise OutputError(f"{self._begun} is damaged; give --overwrite to start anew") from error
+        if different := differing(before, self._identity):
+            raise OutputError(f"{self.folder} was begun otherwise ({different}); give --overwrite to start anew")
+        for partial in self.folder.rglob(".*.partial"):  # of a process that was killed
+            partial.unlink()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """After an error with nothing finished yet, no folder is left that stands for nothing."""
         alone = self._state.num_processes == 1 and list(self.folder.iterdir()) == [self._progress]
         if kind and alone and not any(self._progress.glob("*.json")):
             shutil.rmtree(self.folder)
+        self._lock.close()
 
     def wanted(self, shard: int) -> bool:
         """Whether this process is to write the shard."""

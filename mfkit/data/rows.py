@@ -9,21 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
-from mfkit.data.codecs import STORED
-from mfkit.errors import InputError
+from mfkit.data.codecs import STORED, array_header
+from mfkit.data.tars import BLOCK, DAMAGED, LARGEST, content, members, split_name
+from mfkit.errors import MALFORMED, InputError, reason
 
 Decode = Callable[[dict[str, Any]], dict[str, Any]]
 """A raw sample (``__key__``, ``__url__``, bytes by suffix) to the tensors and numbers of a row."""
 
-_BLOCK = 512
 _KEPT_OPEN = 512
 """Files that stay open for the next read; a process is often allowed 1,024."""
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
@@ -92,20 +90,25 @@ class TarRows:
         return found if found and {*found.arrays, "label"} == self[0].keys() else None
 
     def _bytes(self, file: int, begin: int, end: int) -> bytes:
+        if end - begin > LARGEST:
+            raise InputError(f"{self._files[file]}: a sample of {end - begin} bytes")
         with self._opened(file) as descriptor:
             return os.pread(descriptor, end - begin, begin)
 
     @contextmanager
     def _opened(self, file: int) -> Iterator[int]:
-        kept = self._descriptors.get(file)
-        descriptor = os.open(self._files[file], os.O_RDONLY) if kept is None else kept
-        if kept is None and len(self._descriptors) < _KEPT_OPEN:
-            kept = self._descriptors.setdefault(file, descriptor)
         try:
-            yield descriptor
-        finally:
-            if kept != descriptor:
-                os.close(descriptor)
+            kept = self._descriptors.get(file)
+            descriptor = os.open(self._files[file], os.O_RDONLY) if kept is None else kept
+            if kept is None and len(self._descriptors) < _KEPT_OPEN:
+                kept = self._descriptors.setdefault(file, descriptor)
+            try:
+                yield descriptor
+            finally:
+                if kept != descriptor:
+                    os.close(descriptor)
+        except OSError as error:
+            raise InputError(f"{self._files[file]} cannot be read: {error.strerror}") from error
 
     def close(self) -> None:
         """Closes the files that are open; the next read opens its own again."""
@@ -122,27 +125,16 @@ def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
     sample: dict[str, Any] = {"__url__": str(path)}
     end = 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                sample["__key__"], suffix = split_name(member.name)
-                content = tar.extractfile(member)
-                sample[suffix] = content.read() if content else b""
-                if len(sample[suffix]) < member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        if end != len(data):  # tarfile takes what is no header for the end
+        for member, tar in members(io.BytesIO(data), "r:"):
+            key, suffix = split_name(member.name)
+            sample |= {"__key__": key, suffix: content(member, tar)}
+            end = member.offset_data + _padded(member.size)
+        if end != len(data):
             raise tarfile.ReadError(f"no header at byte {end} of the sample")
-    except (tarfile.TarError, UnicodeError) as error:
+    except DAMAGED as error:
         name = sample.get("__key__", "an unreadable sample")
-        raise InputError(f"{path}: {name}: broken tar member ({error})") from error
+        raise InputError(f"{path}: {name}: broken tar member ({reason(error)})") from error
     return sample
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member, as WebDataset has them: the suffix begins at the first dot after the last slash."""
-    folder, slash, file = name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    return folder + slash + key, suffix
 
 
 def index_tar(path: Path) -> tuple[list[tuple[int, int]], set[str]]:
@@ -156,32 +148,24 @@ def index_tar(path: Path) -> tuple[list[tuple[int, int]], set[str]]:
     described: set[str] = set()
     last = None
     try:
-        for member in _members(path):
-            key = split_name(member.name)[0]
-            if member.name.startswith("__"):
-                described.add(member.name)
-            elif member.isfile():
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                ranges.append((ranges.pop()[0] if key == last else member.offset, end))
-            last = key
-    except (tarfile.TarError, UnicodeError) as error:
-        raise InputError(f"{path} is damaged or truncated: {error}") from error
+        with path.open("rb") as file:
+            for member, _ in members(file, "r:"):
+                key = split_name(member.name)[0]
+                if member.name.startswith("__"):
+                    described.add(member.name)
+                else:
+                    end = member.offset_data + _padded(member.size)
+                    ranges.append((ranges.pop()[0] if key == last else member.offset, end))
+                last = key
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged or truncated: {reason(error)}") from error
     if ranges and ranges[-1][1] > path.stat().st_size:
         raise InputError(f"{path} is damaged or truncated: {path.stat().st_size} bytes of {ranges[-1][1]}")
     return ranges, described
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Members of a tar. Iterating over a TarFile would keep them all, and take a damaged header for the end."""
-    with tarfile.open(path, "r:") as tar:
-        assert tar.fileobj is not None
-        tar.offset = 0
-        while True:
-            tar.fileobj.seek(tar.offset)
-            if not tar.fileobj.read(_BLOCK).strip(b"\0"):
-                return
-            tar.fileobj.seek(tar.offset)
-            yield tarfile.TarInfo.fromtarfile(tar)
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -225,11 +209,11 @@ class _Shape:
         if not np.array_equal(np.frombuffer(frame, np.uint8)[self.fixed], self.frame[self.fixed]):
             return None
         for place, suffix in self.headers.items():
-            header = frame[place : place + _BLOCK]
+            header = frame[place : place + BLOCK]
             name = header[_NAME].rstrip(b"\0").decode("ascii", "replace")
             if split_name(name)[1] != suffix or _checksum(header) != header[_CHECKSUM][:6]:
                 return None
-        header, content = frame[self.label : self.label + _BLOCK], frame[self.label + _BLOCK :]
+        header, content = frame[self.label : self.label + BLOCK], frame[self.label + BLOCK :]
         try:
             label = int(content[: int(header[_SIZE].rstrip(b"\0 "), 8)])
         except ValueError:
@@ -245,11 +229,13 @@ def _shape(data: bytes) -> _Shape | None:
     """The layout of a sample of arrays (.npy, float16 or float32) and a label; None for any other sample."""
     arrays: dict[str, _Array] = {}
     headers: dict[int, str] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        members = list(tar)
-    for member in members:
+    try:
+        found = [member for member, _ in members(io.BytesIO(data), "r:")]
+    except DAMAGED:
+        return None  # said when the row is decoded
+    for member in found:
         suffix = split_name(member.name)[1]
-        if member.offset + _BLOCK != member.offset_data:
+        if member.offset + BLOCK != member.offset_data:
             return None
         headers[member.offset] = suffix
         if suffix != "cls":
@@ -263,7 +249,7 @@ def _shape(data: bytes) -> _Shape | None:
     for array in arrays.values():
         in_frame[array.begin : array.begin + array.size] = False
     for place, suffix in headers.items():
-        free = [_NAME, _CHECKSUM, *([_SIZE, slice(_BLOCK, 2 * _BLOCK)] if suffix == "cls" else [])]
+        free = [_NAME, _CHECKSUM, *([_SIZE, slice(BLOCK, 2 * BLOCK)] if suffix == "cls" else [])]
         for part in free:
             fixed[place:][part] = False
     places = {int(in_frame[:place].sum()): suffix for place, suffix in headers.items()}
@@ -275,13 +261,11 @@ def _shape(data: bytes) -> _Shape | None:
 def _array(suffix: str, data: bytes, member: tarfile.TarInfo) -> _Array | None:
     buffer = io.BytesIO(data[member.offset_data : member.offset_data + member.size])
     try:
-        if not suffix.endswith(".npy") or npy.read_magic(buffer) != (1, 0):
-            return None
-        shape, fortran, dtype = npy.read_array_header_1_0(buffer)
-    except (ValueError, TokenError):
+        shape, fortran, dtype = array_header(buffer)
+    except MALFORMED:
         return None
     kind = STORED.get(dtype.name)
-    if fortran or kind is None or not dtype.isnative:
+    if not suffix.endswith(".npy") or fortran or kind is None or not dtype.isnative:
         return None
     array = _Array(member.offset_data + buffer.tell(), shape, kind)
     return array if buffer.tell() + array.size == member.size else None

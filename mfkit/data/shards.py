@@ -6,22 +6,25 @@ A folder with an index is read by random access; streams and foreign shards are 
 import glob
 import hashlib
 import json
+import os
 import sys
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import webdataset as wds
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import group_by_keys
 
 from mfkit.data.rows import Decode, TarRows, index_tar
-from mfkit.errors import InputError, UsageError
-from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
+from mfkit.data.tars import DAMAGED, LARGEST, content, members, split_name
+from mfkit.errors import InputError, UsageError, reason
+from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, described, open_artifact
 from mfkit.files.atomic import whole_file, write_text
+from mfkit.files.document import fields, parse_json, read_json
 from mfkit.processes import processes
 
 STREAM = "-"
@@ -102,23 +105,52 @@ class ShardFolder(TarRows):
 
     def __init__(self, artifact: Artifact, decode: Decode) -> None:
         self.artifact = artifact
-        try:
-            document = json.loads((artifact.path / INDEX_NAME).read_text())
-            shards = [Shard(s["name"], s["digest"], s["offsets"]) for s in document["shards"]]
-            places = [_places(number, np.array(shard.offsets, np.int64)) for number, shard in enumerate(shards)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{artifact.path / INDEX_NAME} is damaged: {error}") from error
+        shards = read_index(artifact.path)
         for shard in shards:
             path = artifact.path / shard.name
-            if not path.exists():
+            if not path.is_file():
                 raise InputError(f"{path}, named in {INDEX_NAME}, is missing")
             if path.stat().st_size < shard.offsets[-1]:
                 raise InputError(f"{path} is truncated: {path.stat().st_size} bytes of {shard.offsets[-1]}")
+        places = [_places(number, np.array(shard.offsets, np.int64)) for number, shard in enumerate(shards)]
         super().__init__([artifact.path / shard.name for shard in shards], np.concatenate(places), decode)
+
+
+def read_index(folder: Path) -> list[Shard]:
+    """The shards that a folder's index names, at least one.
+
+    :raises InputError: it is damaged, or names anything but files of this folder.
+    """
+    index = folder / INDEX_NAME
+    shards = []
+    for entry in fields(read_json(index), index, shards=list)["shards"]:
+        told = fields(entry, index, name=str, digest=str, offsets=list)
+        offsets = told["offsets"]
+        plain = told["name"] == Path(told["name"]).name and "\0" not in told["name"]
+        if not plain or not offsets or not all(type(offset) is int for offset in offsets):
+            raise InputError(f"{index} is damaged: it holds no offsets of {told['name']}")
+        if offsets[0] < 0 or offsets[-1] >= 1 << 62 or any(b < a for a, b in pairwise(offsets)):
+            raise InputError(f"{index} is damaged: the offsets of {told['name']} do not ascend")
+        shards.append(Shard(told["name"], told["digest"], offsets))
+    if not any(shard.samples for shard in shards):
+        raise InputError(f"{index} names no samples")
+    return shards
 
 
 def _places(file: int, offsets: np.ndarray) -> np.ndarray:
     return np.stack([np.full(len(offsets) - 1, file), offsets[:-1], offsets[1:]], axis=1)
+
+
+def open_url(url: str) -> IO[bytes]:
+    """A shard's bytes: a file of this machine, whatever its name, else what webdataset makes of a pipe or URL.
+
+    :raises UsageError: it is a ``pipe:``, and ``WDS_SECURE`` is set.
+    """
+    if Path(url).is_file():
+        return Path(url).open("rb")
+    if url.startswith("pipe:") and os.environ.get("WDS_SECURE", "0") not in ("", "0"):
+        raise UsageError(f"{url}: WDS_SECURE is set, so no pipe is opened")
+    return wds.gopen(url)
 
 
 class ShardStream:
@@ -135,15 +167,13 @@ class ShardStream:
         if self._first is None:
             raise InputError(f"{location} holds no samples")
         header = self._first.get("header")
+        listed = hashlib.sha256(json.dumps([self._urls, header]).encode()).hexdigest()
+        described_as = header or {"kind": kind, "config": {}, "provenance": {}}
+        self.artifact = described(Path(location), described_as, location, content_digest=NAMES_DIGEST + listed)
         if header:
             self._first = next(self._samples, {})
-        if header and header["kind"] != kind:
-            raise InputError(f"{location} is a stream of {header['kind']}; expected: {kind}")
-        content = hashlib.sha256(json.dumps([self._urls, header]).encode()).hexdigest()
-        self.artifact = Artifact(
-            Path(location), kind, (header or {}).get("config", {}), (header or {}).get("provenance", {}),
-            content_digest=NAMES_DIGEST + content,
-        )  # fmt: skip
+        if self.artifact.kind != kind:
+            raise InputError(f"{location} is a stream of {self.artifact.kind}; expected: {kind}")
 
     def indexed(self) -> TarRows | None:
         """The same samples by random access; None for a stream, and for shards that are remote or compressed."""
@@ -179,26 +209,30 @@ class ShardStream:
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
         for url in urls:
             try:
-                with wds.gopen(url) as file:
+                with open_url(url) as file:
                     yield from self._read_tar(file, url)
-            except tarfile.TarError as error:
-                raise InputError(f"{url} is damaged or truncated: {error}") from error
-            except (OSError, ValueError) as error:
-                what = "its command failed" if url.startswith("pipe:") else error
-                raise InputError(f"{url} cannot be read: {what}") from error
+            except DAMAGED as error:
+                failed = url.startswith("pipe:") and isinstance(error, OSError)
+                what = "its command failed" if failed else reason(error)
+                raise InputError(f"{url} is damaged or truncated: {what}") from error
 
     def _read_tar(self, file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
         ours: dict[str, dict[str, Any]] = {}
 
-        def members() -> Iterator[dict[str, Any]]:
-            for entry in tar_file_iterator(file, skip_meta=None):
-                if entry["fname"] in (_HEADER, _END):
-                    ours[entry["fname"]] = json.loads(entry["data"])
-                elif not entry["fname"].startswith("__"):
-                    yield {**entry, "__url__": url}
+        def entries() -> Iterator[dict[str, Any]]:
+            key, size = "", 0
+            for member, tar in members(file, "r|*"):
+                before, key = key, split_name(member.name)[0]
+                size = member.size + (size if key == before else 0)
+                if size > LARGEST:
+                    raise ValueError(f"sample {key!r} is of more than {LARGEST} bytes")
+                if member.name in (_HEADER, _END):
+                    ours[member.name] = fields(parse_json(content(member, tar), url), url)
+                elif not member.name.startswith("__"):
+                    yield {"fname": member.name, "data": content(member, tar), "__url__": url}
 
         count = 0
-        for sample in group_by_keys(members()):
+        for sample in group_by_keys(entries(), keys=split_name):
             if _HEADER in ours and count == 0:
                 yield {"header": ours[_HEADER]}
             count += 1

@@ -6,6 +6,7 @@ these inputs and of theirs by digest, so that the whole chain can be read from t
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -19,6 +20,11 @@ from typing import Any
 
 from mfkit.errors import InputError
 from mfkit.files import diffusers_folder
+from mfkit.files.document import fields, parse_json, read_json
+from mfkit.files.schema import check_config, check_provenance
+from mfkit.files.tensors import safetensors_header
+
+logger = logging.getLogger(__name__)
 
 INDEX_NAME = "index.json"
 NAMES_DIGEST = "names-sha256:"
@@ -61,10 +67,12 @@ class Artifact:
         if entry["path"] is None:
             raise InputError(f"the {role} of {self.path} was a stream; name it with {option}")
         path = self._locate(entry["path"])
+        pattern = entry["digest"].startswith(NAMES_DIGEST) and any(mark in path.name for mark in "*?[{")
+        if "::" in str(path) or not (pattern or path.is_file() or path.is_dir()):
+            raise InputError(f"{path}, the {role} of {self.path}, is gone; name it with {option}")
+        logger.info("%s: its %s is %s", self.path, role, path)
         if entry["digest"].startswith(NAMES_DIGEST):  # foreign images or shards, which do not describe themselves
             return Artifact(path, entry["kind"], {}, {}, content_digest=entry["digest"])
-        if not path.exists():
-            raise InputError(f"{path}, the {role} of {self.path}, is gone; name it with {option}")
         found = open_artifact(path, kinds=(entry["kind"],))
         if found.digest != entry["digest"]:
             raise InputError(
@@ -73,11 +81,14 @@ class Artifact:
         return found
 
     def _locate(self, recorded: str) -> Path:
-        """A recorded path from this file's folder, or, where that leads nowhere, from that of the file linked to."""
+        """A recorded path from this file's folder, or, where that leads nowhere, from that of the file linked to.
+
+        It is absolute, so that it is a place on this machine whatever it says: no pipe, no URL.
+        """
         places = []
         for own in (self.path, self.path.resolve()):
             base = own if own.is_dir() else own.parent
-            places.append(Path(os.path.normpath(base / recorded)))
+            places.append(Path(os.path.normpath((base / recorded).absolute())))
         return next((place for place in places if place.exists()), places[-1])
 
     def mention(self, role: str) -> dict[str, "Artifact"]:
@@ -150,27 +161,12 @@ def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    if not path.is_dir() and not path.is_file():
+        raise InputError(f"{path} is neither a file nor a folder")
     artifact = _from_folder(path) if path.is_dir() else _from_header(path)
     if kinds and artifact.kind not in kinds:
         raise InputError(f"{path} is a {artifact.kind} file; expected: {' or '.join(kinds)}")
     return artifact
-
-
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: tensor names with dtype, shape and offsets, and ``__metadata__``."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            raise InputError(f"{path} is not a safetensors file, or it is truncated")
-        try:
-            header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a safetensors file: its header cannot be read") from error
-    if size != 8 + length + end:
-        raise InputError(f"{path} is truncated: {size} bytes where its header says {8 + length + end}")
-    return header
 
 
 def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
@@ -195,23 +191,25 @@ def _from_folder(path: Path) -> Artifact:
     index = path / INDEX_NAME
     if not index.exists():
         raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
-    try:
-        document = json.loads(index.read_text())
-        return Artifact(path, document["kind"], document["config"], document["provenance"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} is damaged: {error}") from error
+    return described(path, read_json(index), index)
 
 
 def _from_header(path: Path) -> Artifact:
     entries = safetensors_header(path).get("__metadata__", {})
     if _PREFIX + "kind" not in entries:
         raise InputError(f"{path} is a safetensors file, but mfkit did not write it: it does not say what it holds")
-    try:
-        return Artifact(
-            path,
-            entries[_PREFIX + "kind"],
-            json.loads(entries[_PREFIX + "config"]),
-            json.loads(entries[_PREFIX + "provenance"]),
-        )
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged: its description cannot be read ({error})") from error
+    document = {"kind": entries[_PREFIX + "kind"]} | {
+        name: parse_json(entries.get(_PREFIX + name, ""), f"{path}: its {name}") for name in ("config", "provenance")
+    }
+    return described(path, document, path)
+
+
+def described(path: Path, document: Any, source: object, content_digest: str | None = None) -> Artifact:
+    """The artifact that a description stands for, once it is known to be one.
+
+    :raises InputError: it lacks what files of its kind hold.
+    """
+    found = fields(document, source, kind=str, config=dict, provenance=dict)
+    check_config(found["kind"], found["config"], source)
+    check_provenance(found["provenance"], source)
+    return Artifact(path, found["kind"], found["config"], found["provenance"], content_digest=content_digest)

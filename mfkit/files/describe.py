@@ -1,11 +1,12 @@
 """inspect: what a file or folder is, from its own description; no weights are read."""
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from mfkit.files.artifact import INDEX_NAME, Artifact, open_artifact, safetensors_header
+from mfkit.files.artifact import INDEX_NAME, Artifact, open_artifact
+from mfkit.files.document import fields, read_json
+from mfkit.files.tensors import safetensors_header
 
 
 def describe(path: Path, *, tensors: bool) -> dict[str, Any]:
@@ -15,9 +16,10 @@ def describe(path: Path, *, tensors: bool) -> dict[str, Any]:
     if artifact.kind == "vae":
         return result | {"config": artifact.config}
     if path.is_dir():
-        index = json.loads((path / INDEX_NAME).read_text())
-        shards = index["shards"]
-        result["samples"] = artifact.config.get("images", index["samples"])
+        index = path / INDEX_NAME
+        told = fields(read_json(index), index, samples=int, shards=list)
+        result["samples"] = artifact.config.get("images", told["samples"])
+        shards = [fields(shard, index, name=str, samples=int) for shard in told["shards"]]
         result["shards"] = {shard["name"]: shard["samples"] for shard in shards}
     else:
         entries = {name: entry for name, entry in safetensors_header(path).items() if name != "__metadata__"}
@@ -32,14 +34,18 @@ def describe(path: Path, *, tensors: bool) -> dict[str, Any]:
 
 def chain(artifact: Artifact) -> list[dict[str, Any]]:
     """The records of all commands that led to a file, in an order in which they can be run; its own is the last."""
-    history = artifact.provenance.get("history", {})
+    records = artifact.provenance.get("history", {}) | {artifact.digest: artifact.provenance}
     ordered: dict[str, dict[str, Any]] = {}
-
-    def visit(digest: str, record: dict[str, Any]) -> None:
-        for entry in record.get("inputs", {}).values():
-            if entry["digest"] in history and entry["digest"] not in ordered:
-                visit(entry["digest"], history[entry["digest"]])
-        ordered[digest] = record
-
-    visit(artifact.digest, artifact.provenance)
+    begun: set[str] = set()
+    waiting = [artifact.digest]
+    while waiting:
+        digest = waiting[-1]
+        inputs = [entry["digest"] for entry in records[digest].get("inputs", {}).values()]
+        before = [one for one in inputs if one in records and one not in ordered and one not in begun]
+        if digest not in begun and before:
+            begun.add(digest)
+            waiting += reversed(before)
+        else:
+            ordered.setdefault(digest, records[digest])
+            waiting.pop()
     return [record for record in ordered.values() if record]

@@ -1,11 +1,11 @@
 """Folders of models that diffusers saved: ``config.json`` and one file of weights."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from mfkit.errors import InputError
+from mfkit.files.document import read_json
 
 VAE = "AutoencoderKL"
 RAE = "AutoencoderRAE"
@@ -44,8 +44,5 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     if not path.is_file():
         return {}
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    document = read_json(path)
     return document if isinstance(document, dict) else {}

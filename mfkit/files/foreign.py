@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import MALFORMED, InputError, UsageError
 from mfkit.files import diffusers_folder
-from mfkit.files.weights import read_tensors
+from mfkit.files.tensors import read_tensors
 
 HUB = "hf://"
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -70,6 +70,6 @@ def read_document(path: Path) -> Any:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f" (it asks for {asked[1]})" if asked else ""
         raise InputError(f"{path} is no file of tensors alone{what}; nothing of it is run") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (OSError, zipfile.BadZipFile, *MALFORMED) as error:
         # torch's own words recommend to trust the file, or name an internal of its format.
         raise InputError(f"{path} is no file of weights that torch.save wrote, or it is truncated") from error

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mfkit.errors import InputError, using
 from mfkit.files.artifact import Artifact, metadata, open_artifact
 from mfkit.files.atomic import whole_file
+from mfkit.files.tensors import read_tensors, safetensors_header, save_tensors
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
 from mfkit.processes import gathered, processes
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mfkit.networks.vae import VAE
 
 KINDS = ("rae", "teacher", "student")
+_MOST_POSITIONS = 1 << 30
+"""Numbers in a table of positions; the largest network here has 1.2 million."""
 
 
 def load(path: str | Path) -> nn.Module:
@@ -32,12 +34,38 @@ def load(path: str | Path) -> nn.Module:
     :raises InputError: the file is missing, damaged or of another kind.
     """
     artifact = open_artifact(Path(path), kinds=KINDS)
-    try:
-        network = build(artifact.kind, artifact.config["network"])
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{path} describes no network that this version can build: {error}") from error
+    sizes = artifact.config["network"]
+    _check_sizes(sizes, artifact.path)
+    with using(f"{path}: the network that it describes"):
+        with torch.device("meta"):
+            _check_fit(_shapes(build(artifact.kind, sizes).state_dict()), _held(artifact.path), artifact.path)
+        network = build(artifact.kind, sizes)
     load_weights(network, read_tensors(artifact.path), artifact.path)
     return network.eval()
+
+
+def _check_sizes(sizes: Mapping[str, Any], path: Path) -> None:
+    """Refuses a description of a network that is larger than its file before anything is made of it."""
+    held = _held(path)
+    numbers = sum(prod(shape) for shape in held.values())
+    given = {**sizes, **sizes.get("encoder", {})}
+    for name, value in given.items():
+        most = len(held) if name.endswith("depth") else numbers
+        if isinstance(value, int) and value > most:
+            raise InputError(f"{path} does not hold the network that it describes: its {name} is {value}")
+    width = max(sizes.get("width", 0), sizes.get("decoder_width", 0))
+    if sizes["side"] ** 2 * width > _MOST_POSITIONS:
+        raise InputError(f"{path} describes a network for {sizes['side']} x {sizes['side']} tokens: too many")
+
+
+def _held(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a file, by name."""
+    header = safetensors_header(path)
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def load_rae(path: Path) -> "RAE":
@@ -96,32 +124,16 @@ def save(path: Path, network: "DiT | RAE", kind: str, config: Mapping[str, Any],
         save_tensors(partial, tensors, metadata(kind, {"network": asdict(network.config), **config}, record))
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], entries: dict[str, str]) -> None:
-    """``save_file`` with the operating system's error, such as a full disk, as an OSError."""
-    try:
-        save_file(tensors, path, metadata=entries)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Loads strictly, and names the keys that do not fit."""
-    own = network.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in tensors]
-    wrong += [f"unexpected {name}" for name in tensors if name not in own]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if wrong:
-        raise InputError(f"{path} does not fit its network: {', '.join(wrong[:5])}" + (", …" if wrong[5:] else ""))
+    _check_fit(_shapes(network.state_dict()), _shapes(tensors), path)
     with torch.no_grad():
         network.load_state_dict(tensors)
+
+
+def _check_fit(own: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    wrong = [f"missing {name}" for name in own if name not in held]
+    wrong += [f"unexpected {name}" for name in held if name not in own]
+    wrong += [f"{name} is {held[name]}, not {shape}" for name, shape in own.items() if held.get(name, shape) != shape]
+    if wrong:
+        raise InputError(f"{path} does not fit its network: {', '.join(wrong[:5])}" + (", …" if wrong[5:] else ""))

@@ -1,6 +1,5 @@
 """Frozen vision encoders: any timm ViT by name, with published or local weights; that of an RAE file; ``tiny``."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from mfkit.errors import InputError, UsageError, using
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, file_digest, open_artifact
+from mfkit.files.document import fields, read_json
 from mfkit.files.foreign import local, read_document
 from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches
 from mfkit.networks.released import state_dict
@@ -167,7 +167,5 @@ def _of_rae(path: Path, size: int) -> Encoder:
 
 def _architecture(path: Path) -> str:
     """The timm model of a file in the hub's layout, from the config.json beside it."""
-    try:
-        return json.loads((path.parent / "config.json").read_text())["architecture"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path.parent / 'config.json'} names no timm architecture") from error
+    config = path.parent / "config.json"
+    return str(fields(read_json(config), config, architecture=str)["architecture"])

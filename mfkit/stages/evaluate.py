@@ -1,6 +1,7 @@
 """fid: how far generated images are from real ones, with every condition that moves the figure."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from mfkit.data.statistics import write_statistics
 from mfkit.errors import InputError, UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import file_digest
-from mfkit.files.atomic import claim
+from mfkit.files.atomic import claimed
 from mfkit.files.foreign import local
 from mfkit.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.metrics.features import (
@@ -63,8 +64,11 @@ class Evaluation:
 
 def evaluate(samples: str, reference: str, wanted: Evaluation, *, overwrite: bool) -> dict[str, Any]:
     """The Fréchet distance of samples to a reference, and what else is wanted, with the conditions of it all."""
-    if wanted.save_stats:
-        claim(wanted.save_stats, overwrite=overwrite, suffix=".npz")
+    with claimed(wanted.save_stats, overwrite=overwrite, suffix=".npz") if wanted.save_stats else nullcontext():
+        return _evaluated(samples, reference, wanted)
+
+
+def _evaluated(samples: str, reference: str, wanted: Evaluation) -> dict[str, Any]:
     features = _features(wanted)
     needs_images = {"--kid": wanted.kernel, "--precision-recall": wanted.manifold, "--diversity": wanted.diversity}
     other = known(reference, features, [option for option, given in needs_images.items() if given])

@@ -1,6 +1,5 @@
 """export: a student and its decoder as a diffusers pipeline folder with a model card."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from mfkit.errors import InputError, OutputError, using
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, open_artifact
 from mfkit.files.atomic import writing
+from mfkit.files.document import read_json
 from mfkit.files.model_card import model_card
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.rae import RAE
@@ -63,13 +63,10 @@ def _decoder(rae: RAE) -> RAELatentDecoder:
 
 def _measured(path: Path, student: Artifact) -> dict[str, Any]:
     """What ``mfkit fid`` printed, which must be of this student."""
-    try:
-        with using(path):
-            document = json.loads(path.read_text())
-            drawn_by = document["samples"].get("model_digest")
-            float(document["frechet_distance"]), document["reference"].keys()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    document = read_json(path)
+    with using(path):
+        drawn_by = document["samples"].get("model_digest")
+        float(document["frechet_distance"]), document["reference"].keys()
     if drawn_by != student.digest:
         raise InputError(f"{path} is of samples of another model than {student.path}, or of samples that do not say it")
     return document

@@ -11,8 +11,9 @@ from torch import Tensor
 from mfkit.errors import InputError, UsageError, using
 from mfkit.files import diffusers_folder, weights
 from mfkit.files.artifact import Artifact, file_digest, open_artifact, provenance
-from mfkit.files.atomic import claim
+from mfkit.files.atomic import claimed
 from mfkit.files.foreign import FILES, HUB, local, read_document
+from mfkit.files.tensors import read_tensors
 from mfkit.networks.rae import RAE, VARIANCE_FLOOR
 from mfkit.networks.released import (
     decoder_config,
@@ -71,12 +72,12 @@ def import_weights(source: str, output: Path, request: Import, *, overwrite: boo
     :returns: the line for standard output.
     """
     path = local(source, folder=source.startswith(HUB) and not source.endswith(FILES))
-    claim(output, overwrite=overwrite, suffix=".safetensors", inputs=[path])
-    with using(path):
-        imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
-    config = imported.config | ({"preset": request.preset} if request.preset else {})
-    record = provenance(output.parent, imported.inputs, seed=None)
-    weights.save(output, imported.network, imported.kind, config, record)
+    with claimed(output, overwrite=overwrite, suffix=".safetensors", inputs=[path]):
+        with using(path):
+            imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
+        config = imported.config | ({"preset": request.preset} if request.preset else {})
+        record = provenance(output.parent, imported.inputs, seed=None)
+        weights.save(output, imported.network, imported.kind, config, record)
     return str(output)
 
 
@@ -151,7 +152,7 @@ def _from_diffusers(folder: Path, request: Import) -> _Imported:
     given = ("weights", "rae", "time_shift", "stats", "encoder", "encoder_weights", "decoder_heads")
     request.refuse(f"an {diffusers_folder.RAE} folder", *given)
     config, file = diffusers_folder.open_folder(folder, diffusers_folder.RAE)
-    tensors = weights.read_tensors(file)
+    tensors = read_tensors(file)
     if config.get("encoder_type") not in _ENCODERS:
         raise InputError(f"{folder} has an encoder of type {config.get('encoder_type')}; known: {', '.join(_ENCODERS)}")
     wrong = [name for name in _FOLDER_SIZES if not isinstance(config.get(name), int) or config[name] < 1]

@@ -13,12 +13,12 @@ from mfkit.data.feed import Batch, Source
 from mfkit.errors import InputError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, provenance
-from mfkit.files.atomic import claim
+from mfkit.files.atomic import claimed
 from mfkit.networks.dit import DiT, parameter_count
 from mfkit.objectives.losses import Loss
 from mfkit.processes import processes
 from mfkit.settings import GeneratorSettings
-from mfkit.training.checkpoint import checkpoint_path
+from mfkit.training.checkpoint import forget
 from mfkit.training.loop import Run, Stage, train
 
 logger = logging.getLogger(__name__)
@@ -59,14 +59,12 @@ class Plan:
             return self._description(execution.output)
         if self.settings.sample_every and not ("rae" in self.inputs and self.inputs["rae"].path.exists()):
             raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
-        main = processes().is_main_process
-        if main:
-            claim(
-                execution.output,
-                overwrite=execution.overwrite,
-                suffix=".safetensors",
-                inputs=[artifact.path for artifact in self.inputs.values()],
-            )
+        used = [artifact.path for artifact in self.inputs.values()]
+        with claimed(execution.output, overwrite=execution.overwrite, suffix=".safetensors", inputs=used):
+            self._train(execution)
+        return str(execution.output)
+
+    def _train(self, execution: Execution) -> None:
         processes().wait_for_everyone()
         digests = {role: artifact.digest for role, artifact in self.inputs.items()}
         identity = asdict(self.network.config) | self.other_settings | digests
@@ -84,10 +82,9 @@ class Plan:
         train(stage, self.settings, run)
         record = provenance(execution.output.parent, self.inputs, seed=self.settings.seed)
         weights.save(execution.output, self.network, self.kind, self.config, record)
-        if main:
-            checkpoint_path(execution.output).unlink(missing_ok=True)
+        if processes().is_main_process:
+            forget(execution.output)
         processes().wait_for_everyone()
-        return str(execution.output)
 
     def _description(self, output: Path) -> str:
         sizes = asdict(self.network.config)

@@ -16,8 +16,8 @@ from mfkit.data.sequence import batches_by_shard, batches_of
 from mfkit.data.shards import ShardStream
 from mfkit.errors import UsageError
 from mfkit.files import weights
-from mfkit.files.artifact import provenance
-from mfkit.files.atomic import claim
+from mfkit.files.artifact import Artifact, provenance
+from mfkit.files.atomic import claimed
 from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.pretraining import MaskedPretraining, hide_patches
@@ -30,7 +30,7 @@ from mfkit.solvers.noise import draw_rows
 from mfkit.stages.encoders import TINY, Encoder, assemble, open_encoder
 from mfkit.stages.plan import Execution
 from mfkit.stages.seeding import seeded
-from mfkit.training.checkpoint import checkpoint_path
+from mfkit.training.checkpoint import forget
 from mfkit.training.loop import Run, Stage, train
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,17 @@ def train_rae(
         inputs["encoder"] = opened.source
     if execution.dry_run:
         return _description(rae, encoder, settings, sizes, execution.output)
-    main = processes().is_main_process
-    if main:
-        used = [artifact.path for artifact in inputs.values()]
-        claim(execution.output, overwrite=execution.overwrite, suffix=".safetensors", inputs=used)
-    processes().wait_for_everyone()
+    used = [artifact.path for artifact in inputs.values()]
+    with claimed(execution.output, overwrite=execution.overwrite, suffix=".safetensors", inputs=used):
+        _train(rae, images, encoder, inputs, preset, settings, sizes, execution)
+    return str(execution.output)
 
+
+def _train(
+    rae: RAE, images: ImageSource, encoder: str, inputs: dict[str, Artifact], preset: PresetName,
+    settings: TrainingSettings, sizes: AutoencoderSettings, execution: Execution,
+) -> None:  # fmt: skip
+    processes().wait_for_everyone()
     rae.to(processes().device)
     identity = asdict(sizes) | {"encoder": encoder} | {role: artifact.digest for role, artifact in inputs.items()}
     pretraining = execution.output.with_suffix(".encoder.safetensors")
@@ -81,11 +86,10 @@ def train_rae(
     train(_decoder_training(rae, images, settings, sizes, execution.output), settings, run)
     record = provenance(execution.output.parent, inputs, seed=settings.seed)
     weights.save(execution.output, rae, "rae", {"preset": preset, "classes": class_names(images)}, record)
-    if main:
-        checkpoint_path(execution.output).unlink(missing_ok=True)
-        checkpoint_path(pretraining).unlink(missing_ok=True)
+    if processes().is_main_process:
+        forget(execution.output)
+        forget(pretraining)
     processes().wait_for_everyone()
-    return str(execution.output)
 
 
 def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings) -> Stage:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.errors import UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, open_artifact, provenance
-from mfkit.files.atomic import claim, whole_file
+from mfkit.files.atomic import claimed, sync_files, whole_file
 from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import DiT, VelocityDiT
 from mfkit.networks.rae import RAE
@@ -122,18 +123,17 @@ def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None
     :param grid: where to write a grid of the first pictures, at most ten per row.
     :returns: the output's path, for standard output; None for a stream.
     """
-    if grid and processes().is_main_process:
-        claim(grid, overwrite=overwrite, suffix=".png")
-    if output == STREAM:
-        _write_stream(sampler)
-    elif output and output.endswith(".npz"):
-        _write_npz(sampler, Path(output), overwrite)
-    elif output:
-        _write_folder(sampler, Path(output), tar, overwrite)
-    if grid and processes().is_main_process:
-        shown = min(sampler.request.count, _GRID_COLUMNS**2)
-        parts = [sampler.draw(rows)[0] for _, rows in row_ranges(shown, shown, sampler.request.batch_size)]
-        write_grid(grid, torch.cat(parts).float() / 255, _GRID_COLUMNS)
+    with claimed(grid, overwrite=overwrite, suffix=".png") if grid else nullcontext():
+        if output == STREAM:
+            _write_stream(sampler)
+        elif output and output.endswith(".npz"):
+            _write_npz(sampler, Path(output), overwrite)
+        elif output:
+            _write_folder(sampler, Path(output), tar, overwrite)
+        if grid and processes().is_main_process:
+            shown = min(sampler.request.count, _GRID_COLUMNS**2)
+            parts = [sampler.draw(rows)[0] for _, rows in row_ranges(shown, shown, sampler.request.batch_size)]
+            write_grid(grid, torch.cat(parts).float() / 255, _GRID_COLUMNS)
     return None if output == STREAM else output or str(grid)
 
 
@@ -190,10 +190,12 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
                 if tar:
                     production.write(shard, samples)
                     continue
+                files = []
                 for item in samples:
-                    place = folder / folder_name(int(item["cls"]), sampler.classes)
-                    with whole_file(place / f"{item['__key__']}.png", sync=False) as partial:
+                    files.append(folder / folder_name(int(item["cls"]), sampler.classes) / f"{item['__key__']}.png")
+                    with whole_file(files[-1], sync=False) as partial:
                         partial.write_bytes(item["png"])
+                sync_files(files)
                 production.mark(shard, {})
 
         behind(write, _drawn(sampler, _progress(wanted)))
@@ -204,11 +206,9 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
 def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
     request, size = sampler.request, sampler.rae.config.image_size
     state = processes()
-    if state.is_main_process:
-        claim(path, overwrite=overwrite)
     parts = row_ranges(request.count, request.batch_size, request.batch_size)
     own = [(part, rows) for part, rows in parts if part % state.num_processes == state.process_index]
-    with NpzWriter(path, request.count, size) as writer:
+    with claimed(path, overwrite=overwrite), NpzWriter(path, request.count, size) as writer:
 
         def write(drawn: Iterator[_Drawn]) -> None:
             for batch in drawn:

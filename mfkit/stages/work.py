@@ -1,14 +1,14 @@
 """flops: what one picture costs, and what a whole recipe costs before it is begun."""
 
-import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from mfkit.data.codecs import STORED
-from mfkit.errors import InputError, using
+from mfkit.errors import MALFORMED, InputError, reason, using
 from mfkit.files.artifact import Artifact, open_artifact
+from mfkit.files.document import read_json
 from mfkit.metrics.flops import (
     RULES,
     Work,
@@ -117,16 +117,16 @@ def measured_rates(path: Path) -> dict[str, float]:
 
     :raises InputError: it is no such file, or it measured none of a recipe's stages.
     """
+    document = read_json(path)
     try:
-        document = json.loads(path.read_text())
         found = [document] if "stage" in document else list(document.values())
         rates = {
             str(entry["stage"]): float(entry["flops_per_second"]) / 1e12
             for entry in found
             if "flops_per_second" in entry
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not what mfkit bench --json prints: {error}") from error
+    except MALFORMED as error:
+        raise InputError(f"{path} is not what mfkit bench --json prints: {reason(error)}") from error
     if not rates or not all(rate > 0 for rate in rates.values()):
         raise InputError(f"{path} holds the rate of no stage, or one that is not above 0")
     return rates

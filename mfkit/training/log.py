@@ -45,7 +45,7 @@ def _step(line: str) -> float:
     """The step of a line; infinite for one that was cut off as it was written."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 
@@ -61,5 +61,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             line = json.loads(text)
             yield {name: float(line[name]) for name in LogLine.__dataclass_fields__}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not a line of a training log") from error

@@ -1,11 +1,12 @@
 """The one training loop. A stage says which network, which rows and which loss; the loop does the rest."""
 
 import logging
-import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mfkit.data.feed import Layout, Source, feed
-from mfkit.errors import DivergedError, UsageError
+from mfkit.data.feed import Batch, Layout, Source, feed
+from mfkit.errors import DivergedError, StoppedError, UsageError
+from mfkit.files.artifact import metadata
+from mfkit.files.atomic import whole_file
+from mfkit.files.tensors import save_tensors
 from mfkit.objectives.losses import Loss
 from mfkit.precision import products
 from mfkit.processes import processes
 from mfkit.settings import TrainingSettings
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
+from mfkit.training.agreement import Agreement
 from mfkit.training.optimisation import LossOf, Optimisation
+from mfkit.training.signals import Asked, noted
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +64,14 @@ class Run:
 def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     """Trains ``stage.network`` to the last step, from the run's checkpoint where there is one.
 
-    :raises DivergedError: a loss or gradient is not finite; the last checkpoint stays.
+    :raises DivergedError: a loss or gradient is not finite; the last checkpoint stays, the step's inputs are kept.
+    :raises StoppedError: a signal asked to stop; the step was finished and saved.
     """
-    with products(settings.precision, processes().device):
-        _train(stage, settings, run)
+    with products(settings.precision, processes().device), noted() as asked:
+        _train(stage, settings, run, asked)
 
 
-def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
+def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> None:
     state = processes()
     layout = _layout(settings, stage.rows_per_item, state.process_index, state.num_processes)
     optimisation = Optimisation(
@@ -74,16 +81,16 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
     accelerator = optimisation.accelerator
     if optimisation.sharded and settings.sample_every:
         raise UsageError("--sample-every draws in one process, which has a part of the weights only under FSDP")
-    saved, log = checkpoint.checkpoint_path(run.output), training_log.log_path(run.output)
+    log = training_log.log_path(run.output)
     identity = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | run.identity
     first_step = 0
     if run.restart:
         if accelerator.is_main_process:
-            saved.unlink(missing_ok=True)
+            checkpoint.forget(run.output)
         accelerator.wait_for_everyone()
-    if saved.exists():
-        first_step = checkpoint.restore(saved, identity, optimisation)
-        logger.info("going on from %s, step %d", saved, first_step)
+    if kept := checkpoint.checkpoints(run.output):
+        first_step = checkpoint.restore(kept[-1], identity, optimisation)
+        logger.info("going on from %s, step %d", kept[-1], first_step)
     if accelerator.is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)
         training_log.cut(log, first_step)
@@ -91,19 +98,39 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
             accelerator.init_trackers(run.output.stem, config=identity)
     accelerator.wait_for_everyone()
 
-    meter = _Meter(accelerator, settings, log, first_step)
+    meter, agreement = _Meter(accelerator, settings, log, first_step), Agreement(asked, settings.save_minutes)
+    recent: deque[_Inputs] = deque(maxlen=2)
     batches = feed(
         stage.source, layout, first_step=first_step, last_step=settings.steps, seed=settings.seed,
         workers=settings.workers,
     )  # fmt: skip
     hidden = not (accelerator.is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING))
     for step in tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, disable=hidden):
-        norm, rate = optimisation.step(step, batches, stage.loss, meter.add)
         done = step + 1
-        to_save = done == settings.steps or done % settings.save_every == 0
-        meter.end_step(done, norm, rate, last=to_save)
+        recent.append(_Inputs(done, list(islice(batches, layout.accumulation))))
+        norm, rate = optimisation.step(step, recent[-1].batches, stage.loss, meter.add)
+        meter.end_step(norm)
+        regular = done == settings.steps or done % settings.save_every == 0
+        verdict = agreement.after(done, meter.sums)
+        if regular or verdict.save or verdict.signal or done % settings.log_every == 0:
+            verdict = agreement.settled()
+        if verdict.diverged:
+            inputs = next(inputs for inputs in recent if inputs.step == verdict.diverged)
+            raise DivergedError(
+                f"a loss or gradient was not finite in step {inputs.step}: stopped. Its inputs are in "
+                f"{_keep(inputs, run.output, state.process_index)}; {_way_back(run.output)}"
+            )
+        to_save = regular or verdict.save or verdict.signal is not None
+        if to_save or done % settings.log_every == 0:
+            meter.write(done, rate)
         if to_save:
-            checkpoint.save(saved, done, identity, optimisation)
+            checkpoint.save(run.output, done, identity, optimisation, keep=settings.keep)
+            agreement.saved()
+        if verdict.signal and done < settings.steps:
+            raise StoppedError(
+                f"{verdict.signal.name}: saved after step {done} of {settings.steps}; the same command goes on",
+                verdict.signal,
+            )
         drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
         if stage.picture and drawn and accelerator.is_main_process:
             with optimisation.averaged():
@@ -125,44 +152,65 @@ def _layout(settings: TrainingSettings, rows_per_item: int, rank: int, processes
 
 
 _MAY_CHANGE = (
-    "workers", "log_every", "save_every", "sample_every", "micro_batch", "compile", "activation_checkpointing"
+    "workers", "log_every", "save_every", "save_minutes", "keep", "sample_every", "micro_batch", "compile",
+    "activation_checkpointing",
 )  # fmt: skip
 """Settings that a run may be resumed with another value of."""
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """The micro-batches of this process in a step, counted from 1."""
+
+    step: int
+    batches: list[Batch]
+
+
+def _keep(inputs: _Inputs, output: Path, rank: int) -> Path:
+    """Writes a step's rows, of this process, with their positions in the run's order, for study."""
+    path = output.with_suffix(f".diverged{f'-{rank}' if rank else ''}.safetensors")
+    tensors = {
+        name: torch.cat([batch.columns[name] for batch in inputs.batches]) for name in inputs.batches[0].columns
+    } | {"position": torch.tensor([position for batch in inputs.batches for position in batch.positions])}
+    with whole_file(path) as partial:
+        save_tensors(partial, tensors, metadata("diverged", {"step": inputs.step}, {}))
+    return path
+
+
+def _way_back(output: Path) -> str:
+    kept = checkpoint.checkpoints(output)
+    return f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+
+
 class _Meter:
-    """Averages what the steps measure, writes it, and stops the run when it is not finite.
+    """Averages what the steps measure, and writes it.
 
     Values stay on the device between two lines of the log, so that no step waits for them.
     """
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, log: Path, first_step: int) -> None:
         self._accelerator, self._settings, self._log = accelerator, settings, log
-        self._sums = torch.zeros(3, device=accelerator.device)
+        self.sums = torch.zeros(3, device=accelerator.device)
+        """Of loss, squared error, gradient norm since the last line."""
         self._passes, self._step, self._clock = 0, first_step, time.perf_counter()
 
     def add(self, loss: Loss) -> None:
-        self._sums[:2] += torch.stack([loss.value.detach(), loss.squared_error]).float()
+        self.sums[:2] += torch.stack([loss.value.detach(), loss.squared_error]).float()
         self._passes += 1
 
-    def end_step(self, step: int, norm: Tensor, rate: float, *, last: bool) -> None:
-        self._sums[2] += norm
-        if step % self._settings.log_every and not last:
-            return
-        loss, error, norms = self._accelerator.reduce(self._sums, "mean").tolist()
+    def end_step(self, norm: Tensor) -> None:
+        self.sums[2] += norm
+
+    def write(self, step: int, rate: float) -> None:
+        loss, error, norms = self._accelerator.reduce(self.sums, "mean").tolist()
         steps, seconds = step - self._step, time.perf_counter() - self._clock
         line = training_log.LogLine(
             step, loss / self._passes, error / self._passes, norms / steps, rate,
             steps * self._settings.batch_size / seconds,
         )  # fmt: skip
-        if not all(math.isfinite(value) for value in (line.loss, line.squared_error, line.gradient_norm)):
-            raise DivergedError(
-                f"loss {line.loss:g}, gradient norm {line.gradient_norm:g} between steps {self._step + 1} and {step}: "
-                f"stopped; a checkpoint from before, if there was one, is kept"
-            )
         if self._accelerator.is_main_process:
             training_log.append(self._log, line)
         if self._accelerator.log_with:
             self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
-        self._sums.zero_()
+        self.sums.zero_()
         self._passes, self._step, self._clock = 0, step, time.perf_counter()

@@ -46,7 +46,7 @@ class Optimisation:
         trackers: Iterable[str] = (), folder: Path | None = None,
     ) -> None:  # fmt: skip
         """:param blocks: repeated parts of the network, which are compiled, and made again in the backward pass."""
-        self.settings, self._accumulation = settings, accumulation
+        self.settings = settings
         self.accelerator = Accelerator(
             cpu=processes().device.type == "cpu",
             mixed_precision="no",  # losses cast themselves, so that du/dt can stay in float32
@@ -82,17 +82,17 @@ class Optimisation:
         )
 
     def step(
-        self, number: int, batches: Iterator[Batch], loss_of: LossOf, measured: Callable[[Loss], None]
+        self, number: int, batches: Iterable[Batch], loss_of: LossOf, measured: Callable[[Loss], None]
     ) -> tuple[Tensor, float]:
-        """Step ``number``, counted from 0, on the next micro-batches: gradient norm before clipping, and learning rate.
+        """Step ``number``, counted from 0, on these micro-batches: gradient norm before clipping, and learning rate.
 
         Processes exchange gradients in the last of them. ``measured`` is called with the loss of each.
         """
         rate = learning_rate(self.settings, number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for _ in range(self._accumulation):
-            batch = _to_device(next(batches), self.accelerator.device)
+        for micro_batch in batches:
+            batch = _to_device(micro_batch, self.accelerator.device)
             with self.accelerator.accumulate(self.network):
                 with autocast(self.settings.precision, self.accelerator.device):
                     loss = loss_of(self.network, batch)

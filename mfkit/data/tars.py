@@ -1,0 +1,73 @@
+"""Members of tars that anyone may have written: no damage taken for the end, nothing larger than it may be."""
+
+import tarfile
+from collections.abc import Iterator
+from typing import IO, Literal, Self
+
+from mfkit.errors import MALFORMED
+
+BLOCK = 512
+LARGEST = 1 << 30
+"""Bytes of a member, and of a sample."""
+_LONGEST = 1 << 20
+"""Bytes of a header that continues another: a long name, or records of the POSIX format."""
+_CONTINUED = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+)  # fmt: skip
+
+DAMAGED = (tarfile.TarError, OSError, *MALFORMED)
+"""What reading a damaged tar raises."""
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _CONTINUED and member.size > _LONGEST:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+
+def members(file: IO[bytes], mode: Literal["r:", "r|*"]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """The regular files of a tar, each with the tar, whose own file stands where the content begins.
+
+    Links, devices and folders are passed over. Iterating over a TarFile would keep all members, and end at a damaged
+    header as at the last.
+
+    :param mode: tarfile's: ``r:`` for a file, ``r|*`` for a stream, perhaps compressed.
+    :raises: one of :data:`DAMAGED`.
+    """
+    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:
+        member: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
+        assert tar.fileobj is not None
+        while member is not None:
+            if member.isreg():
+                if member.issparse() or member.size > LARGEST:
+                    raise tarfile.ReadError(f"{member.name!r} is sparse or too large: {member.size} bytes")
+                tar.fileobj.seek(member.offset_data)
+                yield member, tar
+            tar.fileobj.seek(tar.offset)
+            member = _next(tar)
+
+
+def content(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
+    """The bytes of the member at which the tar's file stands."""
+    assert tar.fileobj is not None
+    data = tar.fileobj.read(member.size)
+    if len(data) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return _Member.fromtarfile(tar)
+    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+        return None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member, as WebDataset has them: the suffix begins at the first dot after the last slash."""
+    folder, slash, file = name.rpartition("/")
+    key, _, suffix = file.partition(".")
+    return folder + slash + key, suffix.lower()

@@ -1,0 +1,62 @@
+"""Resuming: whatever stops a command, and when, the same command goes on to what it would have made undisturbed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import shell
+
+from mfkit.files.artifact import file_digest
+
+RESTLESS = Path(__file__).with_name("restless.py")
+KILLS = ",".join(20 * ["KILL"])
+MIXED = "KILL,KILL,TERM,KILL,INT"
+
+
+def stopped_again_and_again(folder: Path, signals: str, command: str) -> dict[str, int]:
+    """Runs a command undisturbed in ``whole`` and disturbed in ``stopped``; both must hold the same files after it."""
+    done = shell(f"{sys.executable} {RESTLESS} {signals} 0 {command}", folder)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    files = [contents(folder / part) for part in ("whole", "stopped")]
+    assert files[0] == files[1] and files[0]
+    return json.loads(done.stdout)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digests of all files by name; of a log, all but its time."""
+    return {
+        str(path.relative_to(folder)): file_digest(path) if path.suffix != ".jsonl" else losses(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def losses(log: Path) -> str:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return str([{name: value for name, value in line.items() if name != "images_per_second"} for line in lines])
+
+
+def test_training_killed_at_twenty_moments(chain: Path, tmp_path: Path) -> None:
+    """In the middle of epochs, of accumulated steps and of saving, to the same bytes."""
+    told = stopped_again_and_again(
+        tmp_path, KILLS,
+        f"train-teacher {chain}/latents -o t.safetensors --steps 60 --batch-size 16 --micro-batch 8 --save-every 1 "
+        "--log-every 1 --label-drop 0.2",
+    )  # fmt: skip
+    assert told["met"] >= 5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode digits:train --rae {}/rae.safetensors -o latents --shard-size 100 --batch-size 50 --mirror",
+        "trajectories --teacher {}/teacher.safetensors -n 200 -o traj --solver-steps 4 --shard-size 20",
+        "sample {}/mft.safetensors -n 2500 -o samples --batch-size 250",
+        "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 6 --steps 6 --batch-size 32 "
+        "--save-every 2 --log-every 1",
+    ],
+    ids=lambda command: command.split()[0],
+)
+def test_stopped_by_signals(chain: Path, tmp_path: Path, command: str) -> None:
+    assert stopped_again_and_again(tmp_path, MIXED, command.format(chain))["sent"] >= 3
