@@ -11,6 +11,7 @@ PresetName = Literal["digits", "imagenet256", "imagenet512"]
 ModelName = Literal["tiny", "S", "B", "L", "XL"]
 DTypeName = Literal["float16", "float32"]
 PrecisionName = Literal["float32", "tf32", "bf16"]
+OnBad = Literal["error", "skip"]
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
         preset: options.Preset = None,
         overwrite: options.Overwrite = False,
         restart: options.Restart = False,
+        on_bad: options.BadInput = "error",
         dry_run: options.DryRun = False,
         log_with: options.LogWith = None,
     ) -> str:
@@ -52,9 +53,9 @@ def register(app: typer.Typer) -> None:
         artifact = open_artifact(init, kinds=("student",)) if init else None
         if artifact:
             location = follow(latents, artifact, "latents", "--latents")
-            rows = open_latents(location, classes=artifact.config["network"]["classes"])
+            rows = open_latents(location, classes=artifact.config["network"]["classes"], on_bad=on_bad)
         else:
-            rows = open_latents(str(latents))
+            rows = open_latents(str(latents), on_bad=on_bad)
         preset = inherited_preset(preset, artifact or rows.artifact)
         settings = presets.resolve(GeneratorSettings, "bootstrap", preset, flags)
         flow = presets.resolve(MeanFlowSettings, "bootstrap", preset, flags)

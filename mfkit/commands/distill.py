@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
         preset: options.Preset = None,
         overwrite: options.Overwrite = False,
         restart: options.Restart = False,
+        on_bad: options.BadInput = "error",
         dry_run: options.DryRun = False,
         log_with: options.LogWith = None,
     ) -> str:
@@ -43,7 +44,7 @@ def register(app: typer.Typer) -> None:
         artifact = open_artifact(teacher, kinds=("teacher",))
         start = open_artifact(init, kinds=("student", "teacher")) if init else artifact
         location = follow(latents, artifact, "latents", "--latents")
-        rows = open_latents(location, classes=artifact.config["network"]["classes"])
+        rows = open_latents(location, classes=artifact.config["network"]["classes"], on_bad=on_bad)
         preset = inherited_preset(preset, artifact)
         settings = presets.resolve(GeneratorSettings, "distill", preset, flags)
         flow = presets.resolve(MeanFlowSettings, "distill", preset, flags)

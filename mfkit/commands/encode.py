@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
         mirror: Annotated[bool, typer.Option("--mirror", help="Encode the mirror image of each image too.")] = False,
         workers: options.Workers = 4,
         overwrite: options.Overwrite = False,
+        on_bad: options.BadInput = "error",
     ) -> str | None:
         """Images → shards of standardised latents, read ever after instead of the images."""
         from mfkit import presets
@@ -56,5 +57,14 @@ def register(app: typer.Typer) -> None:
         settings = presets.resolve(EncodeSettings, "encode", preset, flags)
         size = image_size or presets.resolve(AutoencoderSettings, "train-rae", preset, {}).image_size
         return encode(
-            images, autoencoder, size, output, preset, settings, mirror=mirror, workers=workers, overwrite=overwrite
+            images,
+            autoencoder,
+            size,
+            output,
+            preset,
+            settings,
+            mirror=mirror,
+            workers=workers,
+            overwrite=overwrite,
+            on_bad=on_bad,
         )

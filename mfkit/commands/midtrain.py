@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         preset: options.Preset = None,
         overwrite: options.Overwrite = False,
         restart: options.Restart = False,
+        on_bad: options.BadInput = "error",
         dry_run: options.DryRun = False,
         log_with: options.LogWith = None,
     ) -> str:
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
         from mfkit.stages.inputs import open_trajectories
 
         artifact = open_artifact(teacher, kinds=("teacher",))
-        rows = open_trajectories(trajectories, classes=artifact.config["network"]["classes"])
+        rows = open_trajectories(trajectories, classes=artifact.config["network"]["classes"], on_bad=on_bad)
         preset = inherited_preset(preset, artifact)
         settings = presets.resolve(GeneratorSettings, "midtrain", preset, flags)
         pairs = presets.resolve(MidtrainSettings, "midtrain", preset, flags)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from mfkit.commands.console import Verbosity, is_main_process, leave, one_line_errors
-from mfkit.settings import ModelName, PresetName, Settings
+from mfkit.settings import ModelName, OnBad, PresetName, Settings
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
 RequiredOutput = Annotated[Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
@@ -40,6 +40,9 @@ Teacher = Annotated[Path, typer.Option(help="Teacher's weights.", metavar="FILE"
 Latents = Annotated[str | None, typer.Option(help="Latents, where they are not the recorded ones.", metavar="SHARDS")]
 Classes = Annotated[
     int | None, typer.Option(help="Number of classes, for foreign shards that do not say it.", min=1, metavar="N")
+]
+BadInput = Annotated[
+    OnBad, typer.Option("--on-bad", help="What a sample that cannot be read is; those skipped are counted, at most 1%.")
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Start anew although there is a checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, parameters and shapes; train nothing.")]

@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
         preset: options.Preset = None,
         overwrite: options.Overwrite = False,
         restart: options.Restart = False,
+        on_bad: options.BadInput = "error",
         dry_run: options.DryRun = False,
         log_with: options.LogWith = None,
     ) -> str:
@@ -46,6 +47,6 @@ def register(app: typer.Typer) -> None:
         preset = preset or ("digits" if images.partition(":")[0] == "digits" else "imagenet256")
         settings = presets.resolve(TrainingSettings, "train-rae", preset, flags)
         sizes = presets.resolve(AutoencoderSettings, "train-rae", preset, flags)
-        source = open_images(images, sizes.image_size)
+        source = open_images(images, sizes.image_size, on_bad)
         run = execution(output, overwrite, restart, dry_run, log_with)
         return train_rae(source, encoder, encoder_weights, preset, settings, sizes, run)

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         classes: options.Classes = None,
         overwrite: options.Overwrite = False,
         restart: options.Restart = False,
+        on_bad: options.BadInput = "error",
         dry_run: options.DryRun = False,
         log_with: options.LogWith = None,
     ) -> str:
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
         from mfkit.stages import teacher
         from mfkit.stages.inputs import open_latents
 
-        rows = open_latents(latents, classes=classes)
+        rows = open_latents(latents, classes=classes, on_bad=on_bad)
         preset = inherited_preset(preset, rows.artifact)
         settings = presets.resolve(GeneratorSettings, "train-teacher", preset, flags)
         flow = presets.resolve(FlowSettings, "train-teacher", preset, flags)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import webdataset as wds
 
+from mfkit.data.damage import Damage
 from mfkit.data.prefetch import ahead, in_order
 from mfkit.data.rows import TarRows
 from mfkit.data.shards import ShardStream
@@ -29,6 +30,8 @@ class Numbered(Protocol):
 
 class RandomAccess(Numbered, Protocol):
     """Rows by number that say where they come from: a shard folder, an image folder, the digits."""
+
+    damage: Damage
 
     @property
     def artifact(self) -> Artifact: ...
@@ -93,7 +96,7 @@ def feed(
         return ahead(_streamed(source, layout, steps, seed))
     order = _Order(len(rows), seed)
     batches = (order.of(batch) for step in steps for batch in layout.batches(step))
-    return in_order(partial(read, rows), batches, workers)
+    return in_order(partial(read, rows, damage=source.damage), batches, workers)
 
 
 Place = tuple[int, int]
@@ -118,11 +121,22 @@ class _Order:
         return int(self._order[place])
 
 
-def read(source: Numbered, places: list[Place]) -> Batch:
-    """These rows as a batch."""
+def read(source: Numbered, places: list[Place], damage: Damage) -> Batch:
+    """These rows as a batch; for a row that may be left out, the next one that can be read."""
     if isinstance(source, TarRows) and source.gathers:
-        return Batch([position for position, _ in places], source.gather([row for _, row in places]))
-    return collate([(position, source[row]) for position, row in places])
+        try:
+            return Batch([position for position, _ in places], source.gather([row for _, row in places]))
+        except InputError:
+            if not damage.skips:
+                raise
+    return collate([(position, _row_from(source, row, damage)) for position, row in places])
+
+
+def _row_from(source: Numbered, row: int, damage: Damage) -> dict[str, Any]:
+    while (found := damage.sample(row, partial(source.__getitem__, row))) is None:
+        damage.check(len(source) - damage.count())
+        row = (row + 1) % len(source)
+    return found
 
 
 def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> Iterator[Batch]:
@@ -131,6 +145,8 @@ def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> I
     # Trajectories come from random noise, the classes in turn: training need not wait until the buffer has been made.
     first = max(1, buffer // 10) if source.artifact.kind == "trajectories" else buffer
     shuffle = wds.shuffle(buffer, initial=first, rng=random.Random(seed))
+    # A broken row must be missing for every process alike, so all of them decode all, where one may be left out.
+    decode = source.decode if not source.damage.skips else lambda row: row
     rows = enumerate(shuffle(iter(_endless(source))))
     for step in steps:
         for batch in layout.batches(step):
@@ -143,14 +159,15 @@ def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> I
                         f"{source.location} ended in step {step + 1} of {steps.stop}, which need {needed} "
                         "rows; a stream is read once, so make it longer or train fewer steps"
                     )
-                found.append((wanted, source.decode(row)))
+                found.append((wanted, decode(row)))
             yield collate(found)
 
 
 def _endless(source: ShardStream) -> Iterator[dict[str, Any]]:
-    yield from source.raw()
+    one_pass = source.rows if source.damage.skips else source.raw
+    yield from one_pass()
     while source.repeatable:
-        yield from source.raw()
+        yield from one_pass()
 
 
 def collate(rows: list[tuple[int, dict[str, Any]]]) -> Batch:

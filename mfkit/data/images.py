@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, decode_image, image_member, label_member
+from mfkit.data.damage import Damage
 from mfkit.data.npz import NpzImages
 from mfkit.data.shards import ShardFolder, ShardStream, open_shards, unfinished
 from mfkit.errors import MALFORMED, InputError
 from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
+from mfkit.settings import OnBad
 
 DIGITS_SIZE = 32
 """Side of the digits in pixels, where none is asked for."""
@@ -45,7 +47,7 @@ class Digits:
             raise InputError(f"digits:{part} is unknown; there are digits, digits:train and digits:heldout")
         self.labels = [int(label) for label in data.target[parts[part]]]
         self._pixels = np.round(data.images[parts[part]] * (255 / 16)).astype(np.uint8)
-        self._size = size
+        self._size, self.damage = size, Damage()
         name = f"digits:{part}" if part else "digits"
         self.artifact = Artifact(
             Path(name), "images", {"classes": [str(digit) for digit in range(10)]}, {},
@@ -66,8 +68,8 @@ class ImageFolder:
     A folder that mfkit wrote knows its classes, also those that have no image in it.
     """
 
-    def __init__(self, folder: Path, size: int | None) -> None:
-        self._size = size
+    def __init__(self, folder: Path, size: int | None, damage: Damage) -> None:
+        self._size, self.damage = size, damage
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if (folder / INDEX_NAME).exists():
             known = list(open_artifact(folder, kinds=("images",)).config["classes"])
@@ -130,7 +132,7 @@ def folder_name(label: int, classes: list[str]) -> str:
 ImageSource = Digits | ImageFolder | NpzImages | ShardFolder | ShardStream
 
 
-def open_images(location: str, size: int | None) -> ImageSource:
+def open_images(location: str, size: int | None, on_bad: OnBad = "error") -> ImageSource:
     """The images that an IMAGES argument names, cut to squares of ``size`` pixels; as they are where it is None."""
     if location == "digits" or location.startswith("digits:"):
         return Digits(location.partition(":")[2], size or DIGITS_SIZE)
@@ -140,8 +142,8 @@ def open_images(location: str, size: int | None) -> ImageSource:
     if unfinished(path):
         raise InputError(f"{path} is not finished: run the command that writes it again")
     if path.is_dir() and not any(path.glob("*.tar")):
-        return ImageFolder(path, size)
-    return open_shards(location, "images", partial(_decode, size=size))
+        return ImageFolder(path, size, Damage(on_bad))
+    return open_shards(location, "images", partial(_decode, size=size), on_bad)
 
 
 def class_names(source: ImageSource) -> list[str]:

@@ -17,6 +17,7 @@ from numpy.lib.format import read_array, write_array, write_array_header_1_0
 from torch import Tensor
 
 from mfkit.data.codecs import array_header
+from mfkit.data.damage import Damage
 from mfkit.errors import MALFORMED, InputError, OutputError, reason
 from mfkit.files.artifact import Artifact, file_digest
 from mfkit.files.atomic import whole_file, writing
@@ -150,7 +151,7 @@ class NpzImages:
 
     def __init__(self, path: Path, size: int | None) -> None:
         """:param size: the side that the images must have; None takes any."""
-        self._path = path
+        self._path, self.damage = path, Damage()
         found = read_npz(path, "arr_0", "arr_1")
         if "arr_0" not in found.arrays:
             raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC)")

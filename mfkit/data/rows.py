@@ -6,7 +6,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mfkit.data.codecs import STORED, array_header
+from mfkit.data.damage import Damage
 from mfkit.data.tars import BLOCK, DAMAGED, LARGEST, content, members, split_name
 from mfkit.errors import MALFORMED, InputError, reason
 
@@ -31,9 +32,10 @@ _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 class TarRows:
     """Rows by number. Row i are the bytes begin[i]:end[i] of the tar files[file[i]]."""
 
-    def __init__(self, files: Sequence[Path], places: np.ndarray, decode: Decode) -> None:
+    def __init__(self, files: Sequence[Path], places: np.ndarray, decode: Decode, damage: Damage) -> None:
         """:param places: (N, 3) int64: file, begin, end."""
         self._files, self._places = list(files), places
+        self.damage = damage
         self._descriptors: dict[int, int] = {}
         self.decode = decode
         self.classes: int | None = None
@@ -125,7 +127,7 @@ def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
     sample: dict[str, Any] = {"__url__": str(path)}
     end = 0
     try:
-        for member, tar in members(io.BytesIO(data), "r:"):
+        for member, tar in members(io.BytesIO(data), "r:", part=True):
             key, suffix = split_name(member.name)
             sample |= {"__key__": key, suffix: content(member, tar)}
             end = member.offset_data + _padded(member.size)
@@ -137,31 +139,36 @@ def raw_sample(data: bytes, path: Path) -> dict[str, Any]:
     return sample
 
 
-def index_tar(path: Path) -> tuple[list[tuple[int, int]], set[str]]:
-    """Samples of a tar, from its headers alone: (begin, end) of each, and the names of what describes the tar itself.
+@dataclass
+class TarIndex:
+    """What the headers of a tar say."""
 
-    A sample is members of one key that follow one another; names in double underscores describe.
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    """(begin, end) of each sample: members of one key that follow one another."""
+    described: set[str] = field(default_factory=set)
+    """Names in double underscores, which describe the tar itself."""
+    error: InputError | None = None
+    """Where the tar is damaged; the samples are those before."""
 
-    :raises InputError: the tar is damaged.
-    """
-    ranges: list[tuple[int, int]] = []
-    described: set[str] = set()
-    last = None
+
+def index_tar(path: Path) -> TarIndex:
+    """Reads the headers of a tar alone."""
+    index = TarIndex()
+    ranges, last = index.ranges, None
     try:
         with path.open("rb") as file:
             for member, _ in members(file, "r:"):
                 key = split_name(member.name)[0]
                 if member.name.startswith("__"):
-                    described.add(member.name)
+                    index.described.add(member.name)
                 else:
                     end = member.offset_data + _padded(member.size)
                     ranges.append((ranges.pop()[0] if key == last else member.offset, end))
                 last = key
     except DAMAGED as error:
-        raise InputError(f"{path} is damaged or truncated: {reason(error)}") from error
-    if ranges and ranges[-1][1] > path.stat().st_size:
-        raise InputError(f"{path} is damaged or truncated: {path.stat().st_size} bytes of {ranges[-1][1]}")
-    return ranges, described
+        index.error = InputError(f"{path} is damaged or truncated: {reason(error)}")
+        del ranges[-1:]  # members of it may be among what is lost
+    return index
 
 
 def _padded(size: int) -> int:
@@ -230,7 +237,7 @@ def _shape(data: bytes) -> _Shape | None:
     arrays: dict[str, _Array] = {}
     headers: dict[int, str] = {}
     try:
-        found = [member for member, _ in members(io.BytesIO(data), "r:")]
+        found = [member for member, _ in members(io.BytesIO(data), "r:", part=True)]
     except DAMAGED:
         return None  # said when the row is decoded
     for member in found:

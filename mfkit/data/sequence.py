@@ -1,9 +1,11 @@
 """Every row of a source once, in order: for encoding, statistics and metrics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count, islice
 
 from mfkit.data.codecs import Sample
+from mfkit.data.damage import Damage
 from mfkit.data.feed import Batch, Numbered, collate, read
 from mfkit.data.prefetch import in_order
 from mfkit.data.shards import ShardStream
@@ -18,26 +20,48 @@ def batches_of(source: Rows, size: int, workers: int = 0) -> Iterator[Batch]:
 
 
 def batches_by_shard(
-    source: Rows, shard_size: int, batch_size: int, wanted: Callable[[int], bool], workers: int = 0
-) -> Iterator[tuple[int, Batch]]:
+    source: Rows, shard_size: int, batch_size: int, wanted: Callable[[int], bool], workers: int = 0,
+    damage: Damage | None = None,
+) -> Iterator[tuple[int, Batch]]:  # fmt: skip
     """(shard, batch) for the shards that are wanted; shard k are the rows from k * shard_size. No batch spans two.
 
     Shards on this machine that have no index are read by random access all the same, once their headers are read. Of
     any other stream, rows of other shards are read and thrown away.
 
     :param workers: threads that read and decode.
+    :param damage: rows that may be left out are missing from their batches.
     """
+    damage = damage or Damage()
     rows = source.indexed() if isinstance(source, ShardStream) else source
     if rows is not None:
         parts = ((shard, own) for shard, own in row_ranges(len(rows), shard_size, batch_size) if wanted(shard))
-        yield from in_order(lambda part: (part[0], read(rows, [(row, row) for row in part[1]])), parts, workers)
-        return
-    assert isinstance(source, ShardStream)
-    decode = source.decode
-    yield from in_order(
-        lambda part: (part[0], collate([(number, decode(sample)) for number, sample in part[1]])),
-        _raw_batches(source, shard_size, batch_size, wanted), workers,
-    )  # fmt: skip
+
+        def whole(part: tuple[int, range]) -> tuple[int, Batch | None]:
+            if not damage.skips:
+                return part[0], read(rows, [(row, row) for row in part[1]], damage)
+            batch = _present(((row, partial(rows.__getitem__, row)) for row in part[1]), damage)
+            damage.check(len(rows) - damage.count())
+            return part[0], batch
+
+        made = in_order(whole, parts, workers)
+    else:
+        assert isinstance(source, ShardStream)
+        decode = source.decode
+        made = in_order(
+            lambda part: (
+                part[0], _present(((number, partial(decode, sample)) for number, sample in part[1]), damage)
+            ),
+            _raw_batches(source, shard_size, batch_size, wanted), workers,
+        )  # fmt: skip
+    for shard, batch in made:
+        if batch is not None:
+            yield shard, batch
+
+
+def _present(rows: Iterable[tuple[int, Callable[[], Sample]]], damage: Damage) -> Batch | None:
+    """The rows that can be read, as a batch; None where there are none."""
+    found = [(number, row) for number, read_row in rows if (row := damage.sample(number, read_row)) is not None]
+    return collate(found) if found else None
 
 
 def _raw_batches(

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -19,20 +20,24 @@ import webdataset as wds
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
+from mfkit.data.damage import Damage
 from mfkit.data.rows import Decode, TarRows, index_tar
 from mfkit.data.tars import DAMAGED, LARGEST, content, members, split_name
 from mfkit.errors import InputError, UsageError, reason
-from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, described, open_artifact
+from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, described, index_digest, open_artifact
 from mfkit.files.atomic import whole_file, write_text
 from mfkit.files.document import fields, parse_json, read_json
 from mfkit.processes import processes
+from mfkit.settings import OnBad
 
 STREAM = "-"
 """The location that stands for a tar stream on standard input or output."""
 
 PROGRESS = ".progress"
 """Subfolder of marks in a folder that is still being written."""
-_HEADER, _END = "__mfkit__/index.json", "__mfkit__/end.json"
+_ENOUGH = 1000
+"""Samples of a stream after which the share of broken ones is looked at."""
+STREAM_HEADER, STREAM_END = "__mfkit__/index.json", "__mfkit__/end.json"
 """First and last member of a stream; WebDataset readers skip names in double underscores."""
 
 
@@ -70,7 +75,7 @@ def write_index(
         "shards": [{"samples": shard.samples} | asdict(shard) for shard in shards],
         "provenance": dict(provenance),
     }
-    write_text(folder / INDEX_NAME, json.dumps(document) + "\n")
+    write_text(folder / INDEX_NAME, json.dumps(document | {"digest": index_digest(document)}) + "\n")
 
 
 def write_stream(
@@ -80,12 +85,12 @@ def write_stream(
     header = json.dumps({"kind": kind, "config": dict(config), "provenance": dict(provenance)}).encode()
 
     def members() -> Iterator[dict[str, Any]]:
-        yield _member(_HEADER, header)
+        yield _member(STREAM_HEADER, header)
         count = 0
         for sample in samples:
             count += 1
             yield sample
-        yield _member(_END, json.dumps({"samples": count}).encode())
+        yield _member(STREAM_END, json.dumps({"samples": count}).encode())
 
     _write(file, members())
     file.flush()
@@ -103,17 +108,17 @@ def write_standard_output(
 class ShardFolder(TarRows):
     """Random access to the samples of a folder that mfkit wrote."""
 
-    def __init__(self, artifact: Artifact, decode: Decode) -> None:
+    def __init__(self, artifact: Artifact, decode: Decode, damage: Damage) -> None:
         self.artifact = artifact
         shards = read_index(artifact.path)
-        for shard in shards:
+        for shard in shards if not damage.skips else []:
             path = artifact.path / shard.name
             if not path.is_file():
                 raise InputError(f"{path}, named in {INDEX_NAME}, is missing")
             if path.stat().st_size < shard.offsets[-1]:
                 raise InputError(f"{path} is truncated: {path.stat().st_size} bytes of {shard.offsets[-1]}")
         places = [_places(number, np.array(shard.offsets, np.int64)) for number, shard in enumerate(shards)]
-        super().__init__([artifact.path / shard.name for shard in shards], np.concatenate(places), decode)
+        super().__init__([artifact.path / shard.name for shard in shards], np.concatenate(places), decode, damage)
 
 
 def read_index(folder: Path) -> list[Shard]:
@@ -156,8 +161,8 @@ def open_url(url: str) -> IO[bytes]:
 class ShardStream:
     """Samples in the order of the shards: a folder or glob of foreign tars, a brace range, ``-`` or ``pipe:``."""
 
-    def __init__(self, location: str, decode: Decode, kind: str) -> None:
-        self.location = location
+    def __init__(self, location: str, decode: Decode, kind: str, damage: Damage) -> None:
+        self.location, self.damage = location, damage
         self.repeatable = not location.startswith(("-", "pipe:"))
         self.decode = decode
         self.classes: int | None = None
@@ -181,11 +186,13 @@ class ShardStream:
             return None
         places: list[tuple[int, int, int]] = []
         for file, url in enumerate(self._urls):
-            found, described = index_tar(Path(url))
-            if _HEADER in described and _END not in described:
-                raise InputError(f"{url} ended early, after {len(found)} samples: its writer stopped")
-            places += [(file, begin, end) for begin, end in found]
-        rows = TarRows([Path(url) for url in self._urls], np.array(places, np.int64), self.decode)
+            index = index_tar(Path(url))
+            if STREAM_HEADER in index.described and STREAM_END not in index.described:
+                index.error = InputError(f"{url} ended early, after {len(index.ranges)} samples: its writer stopped")
+            self.damage.shard(url, len(index.ranges), index.error)
+            places += [(file, begin, end) for begin, end in index.ranges]
+        self.damage.check(len(places))
+        rows = TarRows([Path(url) for url in self._urls], np.array(places, np.int64), self.decode, self.damage)
         rows.classes = self.classes
         return rows
 
@@ -206,15 +213,31 @@ class ShardStream:
             yield first
         yield from (sample for sample in samples if "header" not in sample)
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """:meth:`raw`, decoded, without what is broken where that may be left out."""
+        for number, sample in enumerate(self.raw()):
+            row = self.damage.sample(number, partial(self.decode, sample))
+            if row is not None:
+                yield row
+            elif number >= _ENOUGH:
+                self.damage.check(number)
+
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
+        total = 0
         for url in urls:
+            count, broken = 0, None
             try:
                 with open_url(url) as file:
-                    yield from self._read_tar(file, url)
+                    for sample in self._read_tar(file, url):
+                        yield sample
+                        count += "header" not in sample
             except DAMAGED as error:
                 failed = url.startswith("pipe:") and isinstance(error, OSError)
                 what = "its command failed" if failed else reason(error)
-                raise InputError(f"{url} is damaged or truncated: {what}") from error
+                broken = InputError(f"{url} is damaged or truncated: {what}")
+            self.damage.shard(url, count, broken)
+            total += count
+        self.damage.check(total)
 
     def _read_tar(self, file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
         ours: dict[str, dict[str, Any]] = {}
@@ -226,33 +249,34 @@ class ShardStream:
                 size = member.size + (size if key == before else 0)
                 if size > LARGEST:
                     raise ValueError(f"sample {key!r} is of more than {LARGEST} bytes")
-                if member.name in (_HEADER, _END):
+                if member.name in (STREAM_HEADER, STREAM_END):
                     ours[member.name] = fields(parse_json(content(member, tar), url), url)
                 elif not member.name.startswith("__"):
                     yield {"fname": member.name, "data": content(member, tar), "__url__": url}
 
         count = 0
         for sample in group_by_keys(entries(), keys=split_name):
-            if _HEADER in ours and count == 0:
-                yield {"header": ours[_HEADER]}
+            if STREAM_HEADER in ours and count == 0:
+                yield {"header": ours[STREAM_HEADER]}
             count += 1
             yield sample
-        if _HEADER in ours and ours.get(_END, {}).get("samples") != count:
+        if STREAM_HEADER in ours and ours.get(STREAM_END, {}).get("samples") != count:
             raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
 
 
-def open_shards(location: str, kind: str, decode: Decode) -> ShardFolder | ShardStream:
+def open_shards(location: str, kind: str, decode: Decode, on_bad: OnBad = "error") -> ShardFolder | ShardStream:
     """Any shard argument: random access where mfkit wrote an index, else a stream in order."""
+    damage = Damage(on_bad)
     path = Path(location)
     if unfinished(path):
         raise InputError(f"{path} is not finished: run the command that writes it again")
     if location == STREAM and processes().num_processes > 1:
         raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():
-        return ShardFolder(open_artifact(path, kinds=(kind,)), decode)
+        return ShardFolder(open_artifact(path, kinds=(kind,)), decode, damage)
     if path.is_file() and path.suffix == ".safetensors":
         raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
-    return ShardStream(location, decode, kind)
+    return ShardStream(location, decode, kind, damage)
 
 
 def _is_plain_tar(url: str) -> bool:

@@ -28,13 +28,16 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def members(file: IO[bytes], mode: Literal["r:", "r|*"]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+def members(
+    file: IO[bytes], mode: Literal["r:", "r|*"], *, part: bool = False
+) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """The regular files of a tar, each with the tar, whose own file stands where the content begins.
 
     Links, devices and folders are passed over. Iterating over a TarFile would keep all members, and end at a damaged
-    header as at the last.
+    header as at the last. A tar without the empty block at its end was cut off.
 
     :param mode: tarfile's: ``r:`` for a file, ``r|*`` for a stream, perhaps compressed.
+    :param part: these are some members of a tar, which has no such block.
     :raises: one of :data:`DAMAGED`.
     """
     with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:
@@ -47,7 +50,7 @@ def members(file: IO[bytes], mode: Literal["r:", "r|*"]) -> Iterator[tuple[tarfi
                 tar.fileobj.seek(member.offset_data)
                 yield member, tar
             tar.fileobj.seek(tar.offset)
-            member = _next(tar)
+            member = _next(tar, part)
 
 
 def content(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
@@ -59,11 +62,15 @@ def content(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
     return data
 
 
-def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+def _next(tar: tarfile.TarFile, part: bool) -> tarfile.TarInfo | None:
     try:
         return _Member.fromtarfile(tar)
-    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
         return None
+    except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+        if part:
+            return None
+        raise tarfile.ReadError("unexpected end of data") from error
 
 
 def split_name(name: str) -> tuple[str, str]:

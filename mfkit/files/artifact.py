@@ -169,6 +169,18 @@ def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     return artifact
 
 
+def index_digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of what an index says beside its own digest."""
+    said = {name: value for name, value in document.items() if name != "digest"}
+    return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def index_is_intact(folder: Path) -> bool:
+    """Whether the index of a folder says what was written; True for one without a digest."""
+    document = fields(read_json(folder / INDEX_NAME), folder / INDEX_NAME)
+    return document.get("digest", index_digest(document)) == index_digest(document)
+
+
 def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     """The text entries of a safetensors file that describes itself."""
     return {

@@ -23,7 +23,7 @@ from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
 from mfkit.precision import evaluating
 from mfkit.processes import processes
-from mfkit.settings import EncodeSettings, PresetName
+from mfkit.settings import EncodeSettings, OnBad, PresetName
 
 
 def open_vae(source: str) -> Artifact:
@@ -41,7 +41,7 @@ def open_vae(source: str) -> Artifact:
 
 def encode(
     images: str, autoencoder: Artifact, image_size: int, output: str, preset: PresetName, settings: EncodeSettings, *,
-    mirror: bool, workers: int, overwrite: bool,
+    mirror: bool, workers: int, overwrite: bool, on_bad: OnBad = "error",
 ) -> str | None:  # fmt: skip
     """Writes one latent per image, and one of its mirror image with ``mirror``, as shards or as a stream.
 
@@ -49,7 +49,7 @@ def encode(
     :returns: the output's path, for standard output; None for a stream.
     """
     rae = weights.load_autoencoder(autoencoder, image_size=image_size).to(processes().device)
-    source = open_images(images, rae.config.image_size)
+    source = open_images(images, rae.config.image_size, on_bad)
     names = class_names(source)
     inputs = {"images": source.artifact, "rae": autoencoder}
     description = {"dtype": settings.dtype, "mirrored": mirror, "preset": preset}
@@ -57,18 +57,23 @@ def encode(
     if output == STREAM:
         # The number of classes of images that do not say it is known too late: whoever reads the stream gives it.
         known = {"shape": shape, "classes": names} if names else {}
-        batches = batches_by_shard(source, settings.shard_size, settings.batch_size, lambda shard: True, workers)
+        batches = batches_by_shard(
+            source, settings.shard_size, settings.batch_size, lambda shard: True, workers, source.damage
+        )
         record = provenance(Path.cwd(), inputs, seed=None)
         behind(
             lambda encoded: write_standard_output("latents", known | description, record, _samples(encoded, names)),
             _encoded(batches, rae, settings, mirror),
         )
+        source.damage.report()
         return None
     folder = Path(output)
     with Production(
         folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite
     ) as production:
-        batches = batches_by_shard(source, settings.shard_size, settings.batch_size, production.wanted, workers)
+        batches = batches_by_shard(
+            source, settings.shard_size, settings.batch_size, production.wanted, workers, source.damage
+        )
 
         def write(encoded: Iterator[_Encoded]) -> None:
             for shard, group in groupby(encoded, key=lambda item: item.shard):
@@ -78,6 +83,7 @@ def encode(
         names = names or [str(label) for label in range(production.largest_label() + 1)]
         config = {"shape": shape, "classes": names} | description
         production.finish("latents", config, provenance(folder, inputs, seed=None))
+    source.damage.report()
     return output
 
 

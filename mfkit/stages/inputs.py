@@ -13,7 +13,7 @@ from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import Artifact
 from mfkit.networks.dit import DiTConfig
 from mfkit.presets import GENERATOR_SIZES
-from mfkit.settings import ModelName
+from mfkit.settings import ModelName, OnBad
 
 AUTOENCODERS = ("rae", "vae")
 """Kinds of what turns images into latents and back."""
@@ -34,17 +34,17 @@ class LatentSet:
         return self.source.artifact
 
 
-def open_latents(location: str, *, classes: int | None = None) -> LatentSet:
+def open_latents(location: str, *, classes: int | None = None, on_bad: OnBad = "error") -> LatentSet:
     """Rows ``latent`` (C, H, W), standardised, in the number format they are stored in, and ``label``.
 
     :param classes: number of classes, needed only for foreign shards, which do not say it.
     """
-    return _open(location, "latents", _latent, classes)
+    return _open(location, "latents", _latent, classes, on_bad)
 
 
-def open_trajectories(location: str, *, classes: int | None = None) -> LatentSet:
+def open_trajectories(location: str, *, classes: int | None = None, on_bad: OnBad = "error") -> LatentSet:
     """Rows ``states`` (S + 1, C, H, W) as they are stored, ``times`` (S + 1,) descending, and ``label``."""
-    return _open(location, "trajectories", _trajectory, classes)
+    return _open(location, "trajectories", _trajectory, classes, on_bad)
 
 
 def follow(given: str | Path | None, parent: Artifact, role: str, option: str) -> str:
@@ -100,8 +100,8 @@ def check_same_rae(one: Artifact, other: Artifact) -> None:
         raise InputError(f"{one.path} and {other.path} come from two different RAEs; their latents do not mix")
 
 
-def _open(location: str, kind: str, decode: Decode, classes: int | None) -> LatentSet:
-    source = open_shards(location, kind, decode)
+def _open(location: str, kind: str, decode: Decode, classes: int | None, on_bad: OnBad) -> LatentSet:
+    source = open_shards(location, kind, decode, on_bad)
     config = source.artifact.config
     if "shape" in config:
         names = list(config["classes"])

@@ -150,7 +150,7 @@ def _measure(rae: RAE, images: ImageSource, workers: int) -> None:
     count = torch.zeros((), dtype=torch.float64, device=total.device)
     state = processes()
     batches = batches_by_shard(
-        images, 256, 256, lambda part: part % state.num_processes == state.process_index, workers
+        images, 256, 256, lambda part: part % state.num_processes == state.process_index, workers, images.damage
     )
     for _, batch in batches:
         features = rae.features(_unit(batch.columns["image"].to(total.device))).double()

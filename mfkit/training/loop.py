@@ -136,6 +136,7 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
             with optimisation.averaged():
                 stage.picture(done)
     optimisation.take_average()
+    stage.source.damage.report()
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -1,0 +1,150 @@
+"""inspect --verify: every digest and every member of a file or folder, held against what it says of itself."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, broken, decode_image, label_member
+from mfkit.data.damage import Damage
+from mfkit.data.images import ImageFolder
+from mfkit.data.npz import read_npz
+from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_index, shard_urls, unfinished
+from mfkit.data.tars import DAMAGED, content, members, split_name
+from mfkit.errors import InputError, reason
+from mfkit.files import diffusers_folder, weights
+from mfkit.files.artifact import INDEX_NAME, file_digest, index_is_intact, open_artifact
+from mfkit.files.tensors import intact, read_tensors
+
+_SHOWN = 20
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """What was checked, and what is damaged: ``checked``, a number of things, and ``damaged``, a list of texts."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    checked, damaged = 0, []
+    for wrong in _checks(path):
+        checked += 1
+        if wrong is not None:
+            damaged.append(wrong)
+    return {"path": str(path), "checked": checked, "damaged": len(damaged), "first": damaged[:_SHOWN]}
+
+
+Checks = Iterator[str | None]
+"""For each thing that is checked, what is wrong with it."""
+
+
+def _checks(path: Path) -> Checks:
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.suffix == ".npz":
+        yield _npz(path)
+    elif path.suffix == ".safetensors":
+        yield from _tensors(path)
+    else:
+        yield from _tar(path)
+
+
+def _folder(folder: Path) -> Checks:
+    if unfinished(folder):
+        yield f"{folder} is not finished: run the command that writes it again"
+        return
+    if diffusers_folder.class_name(folder):
+        for file in sorted(folder.rglob("*.safetensors")):
+            yield from _tensors(file)
+        return
+    indexed = (folder / INDEX_NAME).exists()
+    shards = sorted(folder.glob("*.tar"))
+    if indexed:
+        artifact = open_artifact(folder)
+        yield None if index_is_intact(folder) else f"{folder / INDEX_NAME}: its digest is another"
+        if shards or artifact.kind != "images":
+            yield from _indexed(folder)
+            return
+    if shards:
+        for url in shard_urls(str(folder)):
+            yield from _tar(Path(url))
+        return
+    images = ImageFolder(folder, None, Damage())
+    yield from (_said(lambda row=row: images[row]) for row in range(len(images)))
+    if indexed and len(images) != artifact.config.get("images"):
+        yield f"{folder} holds {len(images)} images of {artifact.config.get('images')}"
+
+
+def _indexed(folder: Path) -> Checks:
+    """Shards that mfkit wrote."""
+    for shard in read_index(folder):
+        file = folder / shard.name
+        if not file.is_file():
+            yield f"{file} is missing"
+            continue
+        yield None if file_digest(file) == shard.digest else f"{file}: its digest is another"
+        yield from _tar(file)
+
+
+def _tar(file: Path) -> Checks:
+    """Members of any tar, each by what its suffix says."""
+    names = set()
+    try:
+        with file.open("rb") as data:
+            for member, tar in members(data, "r|*"):
+                names.add(member.name)
+                key, suffix = split_name(member.name)
+                sample = {"__url__": str(file), "__key__": key, suffix: content(member, tar)}
+                yield _said(lambda sample=sample, suffix=suffix: _member(sample, suffix))
+    except DAMAGED as error:
+        yield f"{file} is damaged or truncated: {reason(error)}"
+    if STREAM_HEADER in names and STREAM_END not in names:
+        yield f"{file} ended early: its writer stopped"
+
+
+def _member(sample: dict[str, Any], suffix: str) -> None:
+    if suffix.endswith(".npy"):
+        if not torch.isfinite(array_member(sample, suffix)).all():
+            raise broken(sample, f"{suffix} holds numbers that are not finite")
+    elif suffix in IMAGE_SUFFIXES:
+        decode_image(sample[suffix], None, f"{sample['__key__']}.{suffix} in {sample['__url__']}")
+    elif suffix == "cls":
+        label_member(sample)
+
+
+def _tensors(file: Path) -> Checks:
+    """A safetensors file: its digest, its network, its numbers."""
+    whole = _said(lambda: intact(file))
+    if whole is None and intact(file) is False:
+        whole = f"{file}: its digest is another"
+    yield whole
+    if whole is not None:
+        return
+    for name, value in read_tensors(file).items():
+        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
+        yield None if finite else f"{file}: {name} holds numbers that are not finite"
+    yield _said(lambda: _load(file))
+
+
+def _load(file: Path) -> None:
+    if open_artifact(file).kind in weights.KINDS:
+        weights.load(file)
+
+
+def _npz(file: Path) -> str | None:
+    def check() -> None:
+        read_npz(file, "arr_0", "arr_1", "mu", "sigma")
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+        if broken:
+            raise InputError(f"{file}: {broken} is damaged")
+
+    return _said(check)
+
+
+def _said(check: Any) -> str | None:
+    """What a check says is wrong."""
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return None

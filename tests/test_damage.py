@@ -1,0 +1,153 @@
+"""Damage done for real: broken samples, rotten shards, lost bytes; refused, or left out and told, never passed over."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import failed
+from PIL import Image
+from safetensors.torch import load_file
+
+from mfkit.data.codecs import png_bytes
+from mfkit.data.shards import ShardStream, open_shards, write_shard
+from mfkit.errors import InputError
+
+
+def spoil(path: Path, place: int, data: bytes = b"?") -> None:
+    """Overwrites bytes of a file; a negative place counts from its end."""
+    content = bytearray(path.read_bytes())
+    place %= len(content)
+    assert content[place : place + len(data)] != data
+    content[place : place + len(data)] = data
+    path.write_bytes(content)
+
+
+def label_place(shard: Path, number: int) -> int:
+    """Where the label of a sample begins in a tar: after the header of the cls member."""
+    content = shard.read_bytes()
+    place = -1
+    for _ in range(number + 1):
+        place = content.index(b".cls\0", place + 1)
+    return place // 512 * 512 + 512
+
+
+@pytest.fixture
+def latents(chain: Path, tmp_path: Path) -> Path:
+    shutil.copytree(chain / "latents", tmp_path / "latents")
+    return tmp_path / "latents"
+
+
+TRAIN = "train-teacher latents -o t.safetensors --steps 24 --batch-size 64 --log-every 1"
+
+
+def test_a_broken_sample_is_an_error_or_left_out(latents: Path, tmp_path: Path, mfkit, caplog) -> None:
+    """1,536 rows are more than an epoch of 1,500, so that the broken ones are met."""
+    for number in (3, 200):
+        spoil(latents / "00001.tar", label_place(latents / "00001.tar", number), b"x")
+    failed(mfkit(TRAIN), 3, "00001.tar: sample 000000", "cls is no class index")
+    left_out = mfkit(TRAIN + " --on-bad skip --restart")
+    assert left_out.code == 0 and "2 samples could not be read and were left out" in caplog.text
+    assert caplog.text.count("cls is no class index") == 2
+
+
+def test_more_than_one_in_a_hundred_is_an_error_anyway(latents: Path, mfkit) -> None:
+    for number in range(16):
+        spoil(latents / "00001.tar", label_place(latents / "00001.tar", number), b"x")
+    failed(mfkit(TRAIN + " --on-bad skip"), 3, "16 of 1500 samples cannot be read, more than 1%", "cls is no class")
+
+
+def test_what_is_left_out_does_not_depend_on_threads_or_micro_batches(latents: Path, tmp_path: Path, mfkit) -> None:
+    spoil(latents / "00001.tar", label_place(latents / "00001.tar", 3), b"x")
+    for name, options in (("a", "--workers 0"), ("b", "--workers 3")):
+        assert mfkit(TRAIN.replace("-o t", f"-o {name}") + f" --on-bad skip {options}").code == 0
+    one, other = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_encoding_leaves_broken_pictures_out(chain: Path, tmp_path: Path, mfkit, caplog) -> None:
+    for number in range(120):
+        folder = tmp_path / "images" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:03d}.png").write_bytes(png_bytes(torch.full((3, 32, 32), number, dtype=torch.uint8)))
+    spoil(tmp_path / "images/1/011.png", 40, b"\0\0\0\0")
+    command = f"encode images --rae {chain}/rae.safetensors --preset digits --shard-size 50 -o latents"
+    failed(mfkit(command), 3, "images/1/011.png does not decode")
+    done = mfkit(command + " --on-bad skip --overwrite")
+    assert done.code == 0 and "1 samples could not be read" in caplog.text and "images/1/011.png" in caplog.text
+    described = json.loads(mfkit("inspect latents").out)
+    assert described["samples"] == 119 and sum(described["shards"].values()) == 119
+
+
+def rows_of(location: Path) -> ShardStream:
+    source = open_shards(f"{location}/*.tar", "latents", lambda sample: {"label": int(sample["cls"])}, "skip")
+    assert isinstance(source, ShardStream)
+    return source
+
+
+def test_the_rest_of_a_rotten_shard_is_left_out(tmp_path: Path) -> None:
+    """Without an index, read by random access and as a stream; of 300 shards one, so that little is lost."""
+    for shard in range(300):
+        write_shard(tmp_path / f"{shard:03d}.tar", [{"__key__": f"{i}", "cls": b"%d" % i} for i in range(4)])
+    spoil(tmp_path / "007.tar", 2 * 1024 + 150, b"damage")
+    for source in (rows_of(tmp_path), rows_of(tmp_path)):
+        indexed = source.indexed()
+        assert indexed is not None and len(indexed) == 299 * 4 + 1 and source.damage.count() == 3
+    assert len(list(rows_of(tmp_path).rows())) == 299 * 4 + 1
+    for shard in range(20, 30):
+        spoil(tmp_path / f"{shard:03d}.tar", 2 * 1024 + 150, b"damage")
+    with pytest.raises(InputError, match="more than 1%; first: .*007.tar is damaged or truncated"):
+        rows_of(tmp_path).indexed()
+    with pytest.raises(InputError, match="more than 1%"):
+        list(rows_of(tmp_path).rows())
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    "made", ["latents", "traj", "samples", "rae.safetensors", "teacher.safetensors", "mft.safetensors"]
+)
+def test_verify_finds_any_changed_byte(made: str, chain: Path, tmp_path: Path, mfkit) -> None:
+    """A bit anywhere in any of the files; PNG has checksums of its own, but not of all that it may hold."""
+    (shutil.copytree if (chain / made).is_dir() else shutil.copy)(chain / made, tmp_path / made)
+    assert mfkit(f"inspect {made} --verify").code == 0
+    chance = random.Random(0)
+    files = files_of(tmp_path / made) if (tmp_path / made).is_dir() else [tmp_path / made]
+    for file in chance.sample(files, min(3, len(files))):
+        before = file.read_bytes()
+        for _ in range(4):
+            place = chance.randrange(len(before))
+            file.write_bytes(before[:place] + bytes([before[place] ^ 16]) + before[place + 1 :])
+            result = mfkit(f"inspect {made} --verify")
+            assert result.code == 3 and result.err.count("\n") == 1, (file, place)
+        file.write_bytes(before[: len(before) // 2])
+        assert mfkit(f"inspect {made} --verify").code == 3
+        file.write_bytes(before)
+    if (tmp_path / made).is_dir():
+        files[0].unlink()
+        assert mfkit(f"inspect {made} --verify").code != 0
+
+
+def test_verify_takes_files_of_others(chain: Path, tmp_path: Path, mfkit) -> None:
+    write_shard(tmp_path / "a.tar", [{"__key__": "k", "png": png_bytes(torch.zeros(3, 8, 8).byte()), "cls": b"1"}])
+    assert json.loads(mfkit("inspect a.tar --verify").out)["checked"] == 2
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    failed_at = mfkit("inspect b.tar --verify")
+    assert failed_at.code == 3 and "b.tar is damaged or truncated" in failed_at.err
+    assert mfkit(f"sample {chain}/mft.safetensors -n 3 -o x.npz").code == 0
+    assert mfkit("inspect x.npz --verify").code == 0
+    spoil(tmp_path / "x.npz", 3000, b"\1\2\3")
+    assert mfkit("inspect x.npz --verify").code == 3
+
+
+def test_a_picture_that_is_no_picture_of_ours_starts_nothing(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript; here it is no image, whatever its name."""
+    from mfkit.data.codecs import decode_image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.eps", "EPS")
+    with pytest.raises(InputError, match="no PNG, JPEG or WebP image"):
+        decode_image((tmp_path / "x.eps").read_bytes(), 4, "x.png")
