@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = "index.json"
 NAMES_DIGEST = "names-sha256:"
 """Begins the digest of what was listed, not read: the images of a folder, foreign shards."""
+FOLDER_KINDS = ("latents", "trajectories", "images")
 _PREFIX = "mfkit."
 
 
@@ -203,7 +204,7 @@ def _from_folder(path: Path) -> Artifact:
     index = path / INDEX_NAME
     if not index.exists():
         raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
-    return described(path, read_json(index), index)
+    return _of_form(described(path, read_json(index), index), folder=True)
 
 
 def _from_header(path: Path) -> Artifact:
@@ -213,7 +214,14 @@ def _from_header(path: Path) -> Artifact:
     document = {"kind": entries[_PREFIX + "kind"]} | {
         name: parse_json(entries.get(_PREFIX + name, ""), f"{path}: its {name}") for name in ("config", "provenance")
     }
-    return described(path, document, path)
+    return _of_form(described(path, document, path), folder=False)
+
+
+def _of_form(artifact: Artifact, *, folder: bool) -> Artifact:
+    """Shards and images are folders, networks and checkpoints are files."""
+    if (artifact.kind in FOLDER_KINDS) is not folder:
+        raise InputError(f"{artifact.path} is damaged: a {'folder' if folder else 'file'} of kind {artifact.kind}")
+    return artifact
 
 
 def described(path: Path, document: Any, source: object, content_digest: str | None = None) -> Artifact:
