@@ -1,5 +1,6 @@
 """Messages: results on standard output, everything else on standard error, errors as one line."""
 
+import io
 import logging
 import os
 import signal
@@ -22,6 +23,8 @@ class Verbosity:
     debug: bool = False
 
     def apply(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed as it is, be it text or not
+            sys.stdout.reconfigure(errors="surrogateescape")
         level = logging.INFO if sys.stderr.isatty() else logging.WARNING
         if self.verbose:
             level = logging.DEBUG

@@ -1,6 +1,7 @@
 """IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Rows are ``image`` and ``label``."""
 
 import hashlib
+import os
 import re
 from functools import cached_property, partial
 from pathlib import Path
@@ -89,7 +90,7 @@ class ImageFolder:
     def artifact(self) -> Artifact:
         """Its digest is that of the images' names and sizes: the bytes themselves would take long to read."""
         listing = "".join(f"{file.relative_to(self._folder)}\0{file.stat().st_size}\n" for file, _ in self._files)
-        digest = NAMES_DIGEST + hashlib.sha256(listing.encode()).hexdigest()
+        digest = NAMES_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
         return Artifact(self._folder, "images", {"classes": self._classes or ["0"]}, {}, content_digest=digest)
 
     def other_sizes(self, looked_at: int = 100) -> str:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -131,7 +132,7 @@ def read_index(folder: Path) -> list[Shard]:
     for entry in fields(read_json(index), index, shards=list)["shards"]:
         told = fields(entry, index, name=str, digest=str, offsets=list)
         offsets = told["offsets"]
-        plain = told["name"] == Path(told["name"]).name and "\0" not in told["name"]
+        plain = re.fullmatch(r"[^./\0][^/\0]*", told["name"])
         if not plain or not offsets or not all(type(offset) is int for offset in offsets):
             raise InputError(f"{index} is damaged: it holds no offsets of {told['name']}")
         if offsets[0] < 0 or offsets[-1] >= 1 << 62 or any(b < a for a, b in pairwise(offsets)):

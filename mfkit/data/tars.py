@@ -1,5 +1,6 @@
 """Members of tars that anyone may have written: no damage taken for the end, nothing larger than it may be."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import IO, Literal, Self
@@ -7,6 +8,8 @@ from typing import IO, Literal, Self
 from mfkit.errors import MALFORMED
 
 BLOCK = 512
+_NAMED = re.compile(r"(^|/)[^./][^/]*\.[^/]*$")
+"""A name of a key and a suffix."""
 LARGEST = 1 << 30
 """Bytes of a member, and of a sample."""
 _LONGEST = 1 << 20
@@ -33,8 +36,8 @@ def members(
 ) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """The regular files of a tar, each with the tar, whose own file stands where the content begins.
 
-    Links, devices and folders are passed over. Iterating over a TarFile would keep all members, and end at a damaged
-    header as at the last. A tar without the empty block at its end was cut off.
+    Links, devices, folders, and files without a key or a suffix are passed over. Iterating over a TarFile would keep
+    all members, and end at a damaged header as at the last. A tar without the empty block at its end was cut off.
 
     :param mode: tarfile's: ``r:`` for a file, ``r|*`` for a stream, perhaps compressed.
     :param part: these are some members of a tar, which has no such block.
@@ -44,7 +47,7 @@ def members(
         member: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
         assert tar.fileobj is not None
         while member is not None:
-            if member.isreg():
+            if member.isreg() and _NAMED.search(member.name):
                 if member.issparse() or member.size > LARGEST:
                     raise tarfile.ReadError(f"{member.name!r} is sparse or too large: {member.size} bytes")
                 tar.fileobj.seek(member.offset_data)

@@ -1,0 +1,313 @@
+"""Files made to harm: nothing is run, nothing is written outside the output, memory stays bounded, one line tells."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import failed, shell
+from safetensors.torch import load_file
+
+from mfkit.data.codecs import array_bytes, png_bytes
+from mfkit.data.images import folder_name
+from mfkit.files.tensors import safetensors_header, save_tensors
+
+MOST_MEMORY = 1 << 29
+
+
+class Bomb:
+    """Runs a command where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch owned",))
+
+
+def latent() -> bytes:
+    return array_bytes(np.zeros((8, 4, 4), np.float16))
+
+
+def tar_of(path: Path, members: list[tuple[tarfile.TarInfo | str, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for member, data in members:
+            entry = tarfile.TarInfo(member) if isinstance(member, str) else member
+            if entry.isreg():
+                entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, link
+    return entry
+
+
+def outside(tmp_path: Path) -> set[str]:
+    """What lies in the folder and around it."""
+    return {str(path) for path in [*tmp_path.rglob("*"), *tmp_path.parent.glob("*")]}
+
+
+TRAIN = "train-teacher x.tar --preset digits --classes 10 -o t.safetensors --steps 1 --batch-size 2"
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_MEMORY
+
+
+def test_members_that_are_no_files_are_passed_over(tmp_path: Path, mfkit) -> None:
+    good = [("a.latent.npy", latent()), ("a.cls", b"1"), ("b.latent.npy", latent()), ("b.cls", b"2")]
+    bad = [
+        special("c.latent.npy", tarfile.SYMTYPE, "/etc/passwd"), special("c.cls", tarfile.LNKTYPE, "a.cls"),
+        special("d.cls", tarfile.CHRTYPE), special("e.cls", tarfile.FIFOTYPE), special("../f", tarfile.DIRTYPE),
+    ]  # fmt: skip
+    tar_of(tmp_path / "x.tar", [*good, *((entry, b"") for entry in bad)])
+    before = outside(tmp_path)
+    assert mfkit(TRAIN).code == 0
+    assert {Path(path).name for path in outside(tmp_path) - before} == {"t.safetensors", "t.log.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["/tmp/mfkit-owned", "../../owned", "a/../../../b", "\x1b]0;owned\x07", "n\udc80"])
+def test_names_of_members_are_nothing_but_names(name: str, tmp_path: Path, chain: Path, mfkit) -> None:
+    picture = png_bytes(torch.zeros(3, 8, 8).byte())
+    tar_of(tmp_path / "x.tar", [(f"{name}.png", picture), (f"{name}.cls", b"1")])
+    before = outside(tmp_path)
+    assert mfkit(f"encode x.tar --rae {chain}/rae.safetensors --preset digits -o out").code == 0
+    assert {Path(path).name for path in outside(tmp_path) - before} == {"out", "00000.tar", "index.json"}
+    with tarfile.open(tmp_path / "out/00000.tar") as tar:
+        assert tar.getnames() == ["000000000.cls", "000000000.latent.npy"]
+    tar_of(tmp_path / "x.tar", [(f"{name}.png", b"none"), (f"{name}.cls", b"1")])
+    refused = mfkit(f"encode x.tar --rae {chain}/rae.safetensors --preset digits -o y")
+    failed(refused, 3, "does not decode")
+    assert refused.err[:-1].isprintable()
+
+
+def sized(data: bytes, size: int) -> bytes:
+    """A tar whose first member says another size, with the right checksum."""
+    header = bytearray(data[:512])
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data[512:]
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE])
+@pytest.mark.parametrize("size", [1 << 33, 1 << 62])
+def test_absurd_sizes(kind: bytes, size: int, tmp_path: Path, mfkit) -> None:
+    tar_of(tmp_path / "x.tar", [("a.latent.npy", latent()), ("a.cls", b"1")])
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[156:157] = kind
+    (tmp_path / "x.tar").write_bytes(sized(bytes(data), size))
+    with (tmp_path / "x.tar").open("r+b") as file:
+        file.truncate(1 << 34)  # sparse: as long as it says, but of no blocks
+    for location in ("x.tar", "'pipe:cat x.tar'"):
+        failed(mfkit(TRAIN.replace("x.tar", location)), 3, "x.tar")
+
+
+def test_a_tar_that_unpacks_to_more_than_memory(tmp_path: Path, mfkit) -> None:
+    """4 GiB of zeros in 4 MB: the member is refused by its size, before it is unpacked."""
+    import gzip
+
+    entry = tarfile.TarInfo("a.latent.npy")
+    entry.size = 1 << 32
+    with gzip.open(tmp_path / "x.tar", "wb", compresslevel=1) as file:
+        file.write(entry.tobuf())
+        for _ in range(16):
+            file.write(bytes(1 << 20))
+    failed(mfkit(TRAIN), 3, "too large")
+
+
+def test_chained_long_names(tmp_path: Path, mfkit) -> None:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 1
+    (tmp_path / "x.tar").write_bytes((entry.tobuf() + b"a".ljust(512, b"\0")) * 3000)
+    failed(mfkit(TRAIN), 3, "x.tar is damaged")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A valid PNG of one colour, packed a thousand times."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = zlib.compress(bytes((width + 1) * min(height, 200)), 9)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (9_000, 9_000), (1, 60_000_000), (60_000, 1)])
+def test_image_bombs(width: int, height: int, tmp_path: Path, chain: Path, mfkit) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(png_of(width, height))
+    command = f"encode images --rae {chain}/rae.safetensors --preset digits -o out"
+    if (width, height) == (60_000, 1):
+        assert mfkit(command).code == 0  # cut to a square without harm
+    else:
+        failed(mfkit(command), 3, "images/a.png is too")
+
+
+def npy_header(shape: tuple[int, ...], kind: str) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": kind, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("header", [npy_header((1 << 40,), "<f2"), npy_header((1 << 31, 1 << 31), "<f4"),
+                                    npy_header((0,), "|O"), npy_header((8, 4, 4), "<U9")])  # fmt: skip
+def test_arrays_that_say_more_than_they_hold(header: bytes, tmp_path: Path, mfkit) -> None:
+    tar_of(tmp_path / "x.tar", [("a.latent.npy", header + bytes(64)), ("a.cls", b"1")])
+    failed(mfkit(TRAIN), 3, "x.tar: sample a: latent.npy is no array")
+
+
+def test_an_archive_that_unpacks_to_more_than_memory(tmp_path: Path, chain: Path, mfkit) -> None:
+    """A thousand times what it is packed in; written piece by piece, so that the test stays small."""
+    import zipfile
+
+    archive = zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("arr_0.npy", "w") as member:
+        member.write(npy_header((300 * 1024, 32, 32, 3), "|u1"))
+        for _ in range(900):
+            member.write(bytes(1 << 20))
+    assert (tmp_path / "x.npz").stat().st_size < 2_000_000
+    failed(mfkit(f"fid x.npz --reference digits --features {chain}/rae.safetensors"), 3, "x.npz cannot be read")
+
+
+def test_pickles_are_never_run(tmp_path: Path, chain: Path, mfkit) -> None:
+    bomb = pickle.dumps(Bomb())
+    objects = io.BytesIO()
+    np.save(objects, np.array([Bomb()], dtype=object), allow_pickle=True)
+    for suffix in ("pyd", "pickle", "pth", "latent.npy"):
+        data = bomb if suffix != "latent.npy" else objects.getvalue()
+        tar_of(tmp_path / "x.tar", [(f"a.{suffix}", data), ("a.cls", b"1")])
+        for location in ("x.tar", "'pipe:cat x.tar'"):
+            failed(mfkit(TRAIN.replace("x.tar", location)), 3, "sample a: ")
+    np.savez(tmp_path / "x.npz", arr_0=np.array([Bomb()], dtype=object))
+    failed(mfkit(f"fid x.npz --reference digits --features {chain}/rae.safetensors"), 3, "x.npz cannot be read")
+    torch.save({"model": Bomb()}, tmp_path / "x.pt")
+    failed(mfkit("import x.pt -o y.safetensors"), 3, "nothing of it is run")
+    assert not (tmp_path / "owned").exists()
+
+
+def changed(path: Path, target: Path, change) -> None:
+    """A copy of a file with another description."""
+    texts = safetensors_header(path)["__metadata__"]
+    documents = {name: json.loads(texts[f"mfkit.{name}"]) for name in ("config", "provenance")}
+    change(documents["config"], documents["provenance"])
+    texts |= {f"mfkit.{name}": json.dumps(document) for name, document in documents.items()}
+    save_tensors(target, load_file(path), {name: text for name, text in texts.items() if name != "mfkit.digest"})
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    ["pipe:touch owned", "x::pipe:touch owned", "http://127.0.0.1:9/x.tar", "pipe", "-", "{a,pipe:touch owned}*"],
+)
+@pytest.mark.parametrize("digest", ["sha256:0", "names-sha256:0"])
+def test_recorded_paths_are_no_commands(recorded: str, digest: str, tmp_path: Path, chain: Path, mfkit) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    def change(config: dict, provenance: dict) -> None:
+        provenance["inputs"]["latents"] |= {"path": recorded, "digest": digest}
+        provenance["inputs"]["rae"] |= {"path": recorded, "digest": digest}
+
+    changed(chain / "teacher.safetensors", tmp_path / "t.safetensors", change)
+    assert mfkit("distill --teacher t.safetensors --steps 1 --batch-size 4").code == 3
+    assert mfkit("sample t.safetensors -n 1 -o x").code == 3
+    assert not (tmp_path / "owned").exists()
+
+
+def test_names_of_files_are_no_commands(tmp_path: Path, mfkit) -> None:
+    tar_of(tmp_path / "pipe:touch owned; cat a.tar", [("a.latent.npy", latent()), ("a.cls", b"1")])
+    (tmp_path / "pipe:touch owned; cat a.tar").rename(tmp_path / "pipe:touch owned #.tar")
+    for location in (".", "'*.tar'"):
+        assert mfkit(TRAIN.replace("x.tar", location) + " --overwrite").code == 0
+    assert not (tmp_path / "owned").exists()
+
+
+def test_pipes_are_for_users_and_can_be_kept_off(tmp_path: Path, mfkit) -> None:
+    tar_of(tmp_path / "x.tar", [("a.latent.npy", latent()), ("a.cls", b"1")])
+    command = "mfkit " + TRAIN.replace("x.tar", "'pipe:touch opened; cat x.tar; cat x.tar'").replace(
+        "--batch-size 2", "--batch-size 1"
+    )
+    refused = shell(command, tmp_path, WDS_SECURE="1")
+    assert refused.returncode == 2 and "WDS_SECURE is set" in refused.stderr and not (tmp_path / "opened").exists()
+    assert shell(command, tmp_path).returncode == 0 and (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("encoder", {"checkpoint_path": "owned.pth"}), ("encoder", {"pretrained": True}),
+        ("encoder_name", "hf-hub:someone/something"), ("encoder_size", 10**9), ("side", 10**6), ("channels", -4),
+        ("decoder_depth", 10**7), ("decoder_width", 2**31), ("image_size", 0), ("decoder_heads", 1.5),
+    ],
+)  # fmt: skip
+def test_descriptions_of_networks_that_fetch_or_fill_memory(
+    field: str, value: Any, tmp_path: Path, chain: Path, mfkit
+) -> None:
+    def change(config: dict, provenance: dict) -> None:
+        config["network"][field] = value
+
+    changed(chain / "rae.safetensors", tmp_path / "rae.safetensors", change)
+    failed(mfkit("encode digits:heldout --rae rae.safetensors --preset digits -o out"), 3, "rae.safetensors")
+
+
+@pytest.mark.parametrize(("field", "value"), [("width", 10**9), ("side", 10**9), ("depth", 10**9), ("classes", 10**12)])
+def test_descriptions_of_generators_that_fill_memory(
+    field: str, value: int, tmp_path: Path, chain: Path, mfkit
+) -> None:
+    def change(config: dict, provenance: dict) -> None:
+        config["network"][field] = value
+
+    changed(chain / "mft.safetensors", tmp_path / "s.safetensors", change)
+    failed(mfkit(f"sample s.safetensors --rae {chain}/rae.safetensors -n 1 -o x"), 3, "s.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../../owned", "/owned", "", ".", "..", ".hidden", "a/b", "\x1b[2J", "a\0b", " "])
+def test_classes_are_no_paths(name: str, tmp_path: Path, chain: Path, mfkit) -> None:
+    def change(config: dict, provenance: dict) -> None:
+        config["classes"] = sorted([name, *(f"{label}" for label in range(1, 10))])
+
+    assert folder_name(0, sorted([name, "b"])).isdigit()
+    changed(chain / "mft.safetensors", tmp_path / "s.safetensors", change)
+    before = outside(tmp_path)
+    assert mfkit(f"sample s.safetensors --rae {chain}/rae.safetensors -n 10 -o drawn").code == 0
+    made = outside(tmp_path) - before
+    assert all(path.startswith(f"{tmp_path}/drawn") for path in made)
+    assert {path.name for path in (tmp_path / "drawn").iterdir() if path.is_dir()} == {str(i) for i in range(10)}
+
+
+def test_file_names_that_are_no_text_and_command_the_terminal(tmp_path: Path, chain: Path) -> None:
+    folder = tmp_path / "images"
+    for name in (b"\xff\xfe", b"\x1b]0;owned\x07"):
+        place = os.fsencode(folder) + b"/" + name
+        Path(os.fsdecode(place)).mkdir(parents=True)
+        Path(os.fsdecode(place + b"/a.png")).write_bytes(png_bytes(torch.zeros(3, 8, 8).byte()))
+    encode = f"mfkit encode images --rae {chain}/rae.safetensors --preset digits -o"
+    done = shell(f"({encode} $'out\\xff' && mfkit inspect $'out\\xff') > said", tmp_path, PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said").read_bytes().startswith(b"out\xff\n{")
+    (folder / "\x1b]0;owned\x07" / "b.png").write_bytes(b"none")
+    refused = shell(f"{encode} y", tmp_path)
+    assert refused.returncode == 3 and "\\x1b]0;owned\\x07/b.png does not decode" in refused.stderr
+    assert refused.stderr[:-1].isprintable()
+
+
+def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, chain: Path, mfkit) -> None:
+    tar_of(tmp_path / "secret.tar", [("a.latent.npy", latent()), ("a.cls", b"1")])
+    document = json.loads((chain / "latents/index.json").read_text())
+    for name in ("../secret.tar", f"{tmp_path}/secret.tar", "a\0b", ""):
+        (tmp_path / "latents").mkdir(exist_ok=True)
+        document["shards"][0] |= {"name": name, "offsets": [0, 1024]}
+        (tmp_path / "latents/index.json").write_text(json.dumps(document))
+        failed(mfkit("train-teacher latents -o t.safetensors --steps 1"), 3, "index.json is damaged")
