@@ -11,6 +11,8 @@ class MfkitError(Exception):
     """An error with a message for the user and an exit code of its own."""
 
     exit_code = 1
+    everywhere = False
+    """Raised in all processes alike, so that one of them tells it."""
 
 
 class UsageError(MfkitError):
@@ -35,10 +37,13 @@ class DivergedError(MfkitError):
     """A loss or gradient that is no longer finite."""
 
     exit_code = 5
+    everywhere = True
 
 
 class StoppedError(MfkitError):
     """A signal asked to stop, and the work was saved."""
+
+    everywhere = True
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

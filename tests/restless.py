@@ -80,7 +80,7 @@ def main() -> None:
     sent = met = 0
     ended = False
     while not ended and sent < len(signals):
-        running, until = Running(arguments), time.monotonic() + chance.uniform(0, STARTING + 2 * share)
+        running, until = Running(arguments), time.monotonic() + chance.uniform(0, STARTING + share)
         while not ended and (time.monotonic() < until or (sent % 2 and not being_written())):
             time.sleep(0.0005)
             ended = running.ended()

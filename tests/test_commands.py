@@ -270,18 +270,12 @@ def test_overwriting_never_removes_what_mfkit_did_not_write(mfkit, chain: Path, 
     assert (tmp_path / "mft.safetensors").exists()
 
 
-def test_head_and_full_disks_end_quietly(chain: Path, tmp_path: Path) -> None:
+def test_head_and_a_full_device_end_quietly(chain: Path, tmp_path: Path) -> None:
     solve = f"mfkit trajectories --teacher {chain}/teacher.safetensors -n 64 --solver-steps 16 --batch-size 8 -o -"
     done = shell(f"{solve} | head -c 100 > /dev/null", tmp_path)
     assert done.stderr == ""
     full = shell(f"{solve} > /dev/full", tmp_path)
     assert full.returncode == 4 and full.stderr.count("\n") == 1 and "No space left" in full.stderr
-    limited = shell(f"ulimit -f 8; mfkit encode digits:heldout --rae {chain}/rae.safetensors -o latents", tmp_path)
-    assert limited.returncode == 4 and limited.stderr.count("\n") == 1 and "File too large" in limited.stderr
-    assert not list((tmp_path / "latents").glob("*.tar")) and not (tmp_path / "latents" / "index.json").exists()
-    limited = shell(f"ulimit -f 8; mfkit sample {chain}/mft.safetensors -n 40 -o npz/x.npz", tmp_path)
-    assert limited.returncode == 4 and limited.stderr.count("\n") == 1 and "cannot write npz/x.npz" in limited.stderr
-    assert not list((tmp_path / "npz").iterdir())
 
 
 def test_an_interrupted_encode_goes_on_with_the_shards_it_has(mfkit, chain: Path, tmp_path: Path) -> None:

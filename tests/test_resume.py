@@ -1,6 +1,7 @@
 """Resuming: whatever stops a command, and when, the same command goes on to what it would have made undisturbed."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from conftest import shell
 from mfkit.files.artifact import file_digest
 
 RESTLESS = Path(__file__).with_name("restless.py")
-KILLS = ",".join(20 * ["KILL"])
-MIXED = "KILL,KILL,TERM,KILL,INT"
+KILLS = int(os.environ.get("MFKIT_KILLS", "8"))
+"""How often training is killed; 20 were tried, too."""
+MIXED = "KILL,TERM,INT"
 
 
 def stopped_again_and_again(folder: Path, signals: str, command: str) -> dict[str, int]:
@@ -37,14 +39,14 @@ def losses(log: Path) -> str:
     return str([{name: value for name, value in line.items() if name != "images_per_second"} for line in lines])
 
 
-def test_training_killed_at_twenty_moments(chain: Path, tmp_path: Path) -> None:
+def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
     """In the middle of epochs, of accumulated steps and of saving, to the same bytes."""
     told = stopped_again_and_again(
-        tmp_path, KILLS,
-        f"train-teacher {chain}/latents -o t.safetensors --steps 60 --batch-size 16 --micro-batch 8 --save-every 1 "
-        "--log-every 1 --label-drop 0.2",
+        tmp_path, ",".join(KILLS * ["KILL"]),
+        f"train-teacher {chain}/latents -o t.safetensors --steps {5 * KILLS} --batch-size 16 --micro-batch 8 "
+        "--save-every 1 --log-every 1 --label-drop 0.2",
     )  # fmt: skip
-    assert told["met"] >= 5
+    assert told["met"] >= KILLS // 4
 
 
 @pytest.mark.parametrize(
@@ -52,11 +54,11 @@ def test_training_killed_at_twenty_moments(chain: Path, tmp_path: Path) -> None:
     [
         "encode digits:train --rae {}/rae.safetensors -o latents --shard-size 100 --batch-size 50 --mirror",
         "trajectories --teacher {}/teacher.safetensors -n 200 -o traj --solver-steps 4 --shard-size 20",
-        "sample {}/mft.safetensors -n 2500 -o samples --batch-size 250",
+        "sample {}/mft.safetensors -n 1500 -o samples --batch-size 250",
         "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 6 --steps 6 --batch-size 32 "
         "--save-every 2 --log-every 1",
     ],
     ids=lambda command: command.split()[0],
 )
 def test_stopped_by_signals(chain: Path, tmp_path: Path, command: str) -> None:
-    assert stopped_again_and_again(tmp_path, MIXED, command.format(chain))["sent"] >= 3
+    assert stopped_again_and_again(tmp_path, MIXED, command.format(chain))["sent"] >= 2

@@ -70,6 +70,8 @@ def one_line_errors() -> Iterator[None]:
         with _stopped_by_signals():
             yield
     except MfkitError as error:
+        if error.everywhere and not is_main_process():
+            sys.exit(error.exit_code)
         _exit(str(error), error.exit_code)
     except (_Signalled, KeyboardInterrupt) as error:
         number = error.number if isinstance(error, _Signalled) else signal.SIGINT
@@ -81,6 +83,10 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         _exit(f"{error.filename or 'output'}: {error.strerror}", 4)
+    except RuntimeError as error:
+        if not _is_of_a_lost_process(error):
+            raise
+        _exit("another process of this run has ended; its error is the one to mend", 1)
 
 
 @contextmanager
@@ -99,6 +105,14 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether it is what the exchange with another process raises when that one is gone."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    return isinstance(error, distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
 
 
 def _exit(message: str, code: int) -> None:

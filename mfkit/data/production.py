@@ -1,6 +1,7 @@
 """A folder of results in the making: shared among processes, resumed where it stopped, complete with its index."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,8 @@ from mfkit.files.atomic import sole_writer, write_text
 from mfkit.processes import processes
 from mfkit.settings import differing
 
+logger = logging.getLogger(__name__)
+
 _LABEL = "largest_label"
 
 
@@ -25,9 +28,13 @@ class Production:
     """
 
     def __init__(
-        self, folder: Path, inputs: Mapping[str, Artifact], settings: Mapping[str, Any], *, overwrite: bool
-    ) -> None:
-        """Shards of an interrupted run are kept where its inputs and settings are the same."""
+        self, folder: Path, inputs: Mapping[str, Artifact], settings: Mapping[str, Any], *, overwrite: bool,
+        shards: int | None = None,
+    ) -> None:  # fmt: skip
+        """Shards of an interrupted run are kept where its inputs and settings are the same.
+
+        :param shards: how many there will be, where that is known.
+        """
         self.folder = folder
         self._progress = folder / PROGRESS
         self._begun = self._progress / "settings"
@@ -36,6 +43,8 @@ class Production:
         self._overwrite = overwrite
         self._state = processes()
         self._lock = ExitStack()
+        if shards is not None and shards < self._state.num_processes and self._state.is_main_process:
+            logger.warning("%d shards for %d processes: some have nothing to do", shards, self._state.num_processes)
 
     def __enter__(self) -> Self:
         if self._state.is_main_process:

@@ -14,7 +14,7 @@ from mfkit.data.images import class_names, open_images
 from mfkit.data.prefetch import behind
 from mfkit.data.production import Production
 from mfkit.data.sequence import batches_by_shard
-from mfkit.data.shards import STREAM, write_standard_output
+from mfkit.data.shards import STREAM, ShardStream, write_standard_output
 from mfkit.errors import InputError
 from mfkit.files import diffusers_folder, weights
 from mfkit.files.artifact import Artifact, open_artifact, provenance
@@ -68,8 +68,9 @@ def encode(
         source.damage.report()
         return None
     folder = Path(output)
+    shards = None if isinstance(source, ShardStream) else -(-len(source) // settings.shard_size)
     with Production(
-        folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite
+        folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite, shards=shards
     ) as production:
         batches = batches_by_shard(
             source, settings.shard_size, settings.batch_size, production.wanted, workers, source.damage

@@ -180,7 +180,8 @@ def _write_stream(sampler: Sampler) -> None:
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
     request, config = sampler.request, sampler.describe()
-    with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite) as production:
+    shards = -(-request.count // SHARD_SIZE)
+    with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite, shards=shards) as production:
         parts = row_ranges(request.count, SHARD_SIZE, request.batch_size)
         wanted = [(shard, rows) for shard, rows in parts if production.wanted(shard)]
 

@@ -75,7 +75,8 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
         )
         return None
     folder = Path(output)
-    with Production(folder, inputs, config, overwrite=overwrite) as production:
+    shards = -(-count // settings.shard_size)
+    with Production(folder, inputs, config, overwrite=overwrite, shards=shards) as production:
         wanted = ((shard, rows) for shard, rows in parts if production.wanted(shard))
 
         def write(ready: Iterator[_Solved]) -> None:
