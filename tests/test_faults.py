@@ -174,3 +174,32 @@ def test_a_shard_fewer_than_processes(chain: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 shards for 2 processes: some have nothing to do" in done.stderr, done.stderr
     assert json.loads((tmp_path / "latents/index.json").read_text())["samples"] == 297
     shutil.rmtree(tmp_path / "latents")
+
+
+def test_memory_does_not_grow(tmp_path: Path) -> None:
+    """10,000 steps of the loop, with its reading, log, average and checkpoints, on a network of one layer."""
+    (tmp_path / "long.py").write_text(
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from torch import nn\n"
+        "from mfkit import presets\n"
+        "from mfkit.data.images import open_images\n"
+        "from mfkit.objectives.losses import Loss\n"
+        "from mfkit.settings import TrainingSettings\n"
+        "from mfkit.training.loop import Run, Stage, train\n"
+        "torch.set_num_threads(1)\n"
+        "layer, seen = nn.Linear(192, 10), []\n"
+        "def loss(net, batch):\n"
+        "    seen.append(int(Path('/proc/self/statm').read_text().split()[1]) if len(seen) % 100 == 0 else 0)\n"
+        "    value = net(batch.columns['image'].flatten(1).float() / 255).square().mean()\n"
+        "    return Loss(value, value.detach())\n"
+        "changes = dict(steps=10_000, batch_size=4, save_every=1000, log_every=10, workers=1, learning_rate=1e-6)\n"
+        "settings = presets.resolve(TrainingSettings, 'train-teacher', 'digits', changes)\n"
+        "stage = Stage(network=layer, source=open_images('digits', 8), loss=loss)\n"
+        "train(stage, settings, Run(output=Path('x.safetensors')))\n"
+        "print(seen[2000], seen[9900])\n"
+    )
+    done = shell(f"{sys.executable} long.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    early, late = (int(word) for word in done.stdout.split())
+    assert late <= 1.01 * early, (early, late)

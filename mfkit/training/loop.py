@@ -116,9 +116,11 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
             verdict = agreement.settled()
         if verdict.diverged:
             inputs = next(inputs for inputs in recent if inputs.step == verdict.diverged)
+            kept_inputs = _keep(inputs, run.output, state.process_index)
+            accelerator.wait_for_everyone()  # a launcher ends all others as soon as one has ended
             raise DivergedError(
-                f"a loss or gradient was not finite in step {inputs.step}: stopped. Its inputs are in "
-                f"{_keep(inputs, run.output, state.process_index)}; {_way_back(run.output)}"
+                f"a loss or gradient was not finite in step {inputs.step}: stopped. Its inputs are in {kept_inputs}; "
+                f"{_way_back(run.output)}"
             )
         to_save = regular or verdict.save or verdict.signal is not None
         if to_save or done % settings.log_every == 0:
@@ -127,6 +129,7 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
             checkpoint.save(run.output, done, identity, optimisation, keep=settings.keep)
             agreement.saved()
         if verdict.signal and done < settings.steps:
+            accelerator.wait_for_everyone()
             raise StoppedError(
                 f"{verdict.signal.name}: saved after step {done} of {settings.steps}; the same command goes on",
                 verdict.signal,
