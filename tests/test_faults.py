@@ -203,3 +203,17 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     early, late = (int(word) for word in done.stdout.split())
     assert late <= 1.01 * early, (early, late)
+
+
+def test_a_second_signal_ends_at_once(chain: Path, tmp_path: Path) -> None:
+    """A step of all latents takes a second or more; the second signal does not wait for it."""
+    command = TRAIN.format(chain).replace("--batch-size 16", "--batch-size 1500") + " --steps 50"
+    run = running(f"mfkit {command}", tmp_path)
+    wait_for(tmp_path / "t.log.jsonl", '"step": 1')
+    run.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    run.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 1
+    assert "saved" not in said and not checkpoints(tmp_path / "t.safetensors")
