@@ -174,41 +174,41 @@ def launched(processes: int, commands: list[str], folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_do_what_one_does(count: int, chain: Path, tmp_path: Path, mfkit) -> None:
-    """Training, encoding, trajectories and sampling by several processes, against one."""
-    commands = [
-        f"train-teacher {chain}/latents -o OUT/t.safetensors --steps 3 --batch-size 16 --log-every 1",
-        f"midtrain {chain}/traj --teacher {chain}/teacher.safetensors -o OUT/c.safetensors --steps 3 --batch-size 16 "
-        "--log-every 1",
-        f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors -o OUT/d.safetensors "
-        "--steps 4 --batch-size 16 --log-every 1",
-        f"distill --teacher {chain}/teacher.safetensors -o OUT/j.safetensors --derivative jvp --steps 3 "
-        "--batch-size 16 --log-every 1",
-        f"bootstrap --init {chain}/mfd.safetensors -o OUT/b.safetensors --steps 3 --batch-size 16 --log-every 1",
-        "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --encoder-steps 2 --steps 2 --batch-size 16 "
-        "--log-every 1",
-        f"encode digits:heldout --rae {chain}/rae.safetensors -o OUT/latents --shard-size 60",
-        f"trajectories --teacher {chain}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
-        f"sample {chain}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
-        f"sample {chain}/mft.safetensors -n 20 -o OUT/pictures",
-    ]
-    said = launched(count, [command.replace("OUT", "many") for command in commands], tmp_path)
-    assert said.split() == [command.split(" -o ")[1].split()[0].replace("OUT", "many") for command in commands]
+SHARED = [
+    "train-teacher {}/latents -o OUT/t.safetensors --steps 3 --batch-size 16 --log-every 1",
+    "midtrain {}/traj --teacher {}/teacher.safetensors -o OUT/c.safetensors --steps 3 --batch-size 16 --log-every 1",
+    "distill --teacher {}/teacher.safetensors --init {}/cmt.safetensors -o OUT/d.safetensors --steps 4 "
+    "--batch-size 16 --log-every 1",
+    "distill --teacher {}/teacher.safetensors -o OUT/j.safetensors --derivative jvp --steps 3 --batch-size 16 "
+    "--log-every 1",
+    "bootstrap --init {}/mfd.safetensors -o OUT/b.safetensors --steps 3 --batch-size 16 --log-every 1",
+    "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --encoder-steps 2 --steps 2 --batch-size 16 "
+    "--log-every 1",
+    "encode digits:heldout --rae {}/rae.safetensors -o OUT/latents --shard-size 60",
+    "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
+    "sample {}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
+    "sample {}/mft.safetensors -n 20 -o OUT/pictures",
+]
+"""Every command that takes several processes."""
+
+
+def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
+    """Two and four of them against one: losses, weights, bytes of shards and pictures."""
+    commands = [command.replace("{}", str(chain)) for command in SHARED]
     for command in commands:
         assert mfkit(command.replace("OUT", "one")).code == 0
-    for name in ("t", "c", "d", "j", "b", "rae"):
-        one, many = (losses(tmp_path / part / f"{name}.log.jsonl") for part in ("one", "many"))
-        assert many == pytest.approx(one, rel=1e-3) and len(one) >= 2  # one writer: else each step would be there twice
-        weights = [load_file(tmp_path / part / f"{name}.safetensors") for part in ("one", "many")]
-        assert difference(*weights) < 1e-4
-    for folder, files in (("latents", 5), ("traj", 5), ("pictures", 20)):
-        held = [
-            {path.name: file_digest(path) for path in (tmp_path / part / folder).rglob("*.[tp]*")}
-            for part in ("one", "many")
-        ]
-        assert held[0] == held[1] and len(held[0]) == files
-    assert file_digest(tmp_path / "one/samples.npz") == file_digest(tmp_path / "many/samples.npz")
+    for count in (2, 4):
+        said = launched(count, [command.replace("OUT", f"by{count}") for command in commands], tmp_path)
+        assert said.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in commands]
+        parts = [tmp_path / "one", tmp_path / f"by{count}"]
+        for name in ("t", "c", "d", "j", "b", "rae"):
+            one, many = (losses(part / f"{name}.log.jsonl") for part in parts)
+            assert many == pytest.approx(one, rel=1e-3) and len(one) >= 2  # two writers would log each step twice
+            assert difference(*(load_file(part / f"{name}.safetensors") for part in parts)) < 1e-4
+        for folder, files in (("latents", 5), ("traj", 5), ("pictures", 20)):
+            held = [{path.name: file_digest(path) for path in (part / folder).rglob("*.[tp]*")} for part in parts]
+            assert held[0] == held[1] and len(held[0]) == files
+        assert file_digest(parts[0] / "samples.npz") == file_digest(parts[1] / "samples.npz")
 
 
 def losses(path: Path) -> list[float]:

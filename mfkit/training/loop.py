@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -88,7 +89,10 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
         if accelerator.is_main_process:
             checkpoint.forget(run.output)
         accelerator.wait_for_everyone()
-    if kept := checkpoint.checkpoints(run.output):
+    kept = checkpoint.checkpoints(run.output)
+    if len({str(part) for part in gather_object([kept])}) > 1:
+        raise UsageError(f"{run.output.parent}: not all processes see the same checkpoints there; it must be shared")
+    if kept:
         first_step = checkpoint.restore(kept[-1], identity, optimisation)
         logger.info("going on from %s, step %d", kept[-1], first_step)
     if accelerator.is_main_process:
@@ -115,13 +119,7 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
         if regular or verdict.save or verdict.signal or done % settings.log_every == 0:
             verdict = agreement.settled()
         if verdict.diverged:
-            inputs = next(inputs for inputs in recent if inputs.step == verdict.diverged)
-            kept_inputs = _keep(inputs, run.output, state.process_index)
-            accelerator.wait_for_everyone()  # a launcher ends all others as soon as one has ended
-            raise DivergedError(
-                f"a loss or gradient was not finite in step {inputs.step}: stopped. Its inputs are in {kept_inputs}; "
-                f"{_way_back(run.output)}"
-            )
+            raise _diverged(next(inputs for inputs in recent if inputs.step == verdict.diverged), run.output)
         to_save = regular or verdict.save or verdict.signal is not None
         if to_save or done % settings.log_every == 0:
             meter.write(done, rate)
@@ -170,20 +168,21 @@ class _Inputs:
     batches: list[Batch]
 
 
-def _keep(inputs: _Inputs, output: Path, rank: int) -> Path:
-    """Writes a step's rows, of this process, with their positions in the run's order, for study."""
+def _diverged(inputs: _Inputs, output: Path) -> DivergedError:
+    """Writes the rows of a step, of this process, with their positions in the run's order, for study: the error."""
+    rank = processes().process_index
     path = output.with_suffix(f".diverged{f'-{rank}' if rank else ''}.safetensors")
     tensors = {
         name: torch.cat([batch.columns[name] for batch in inputs.batches]) for name in inputs.batches[0].columns
     } | {"position": torch.tensor([position for batch in inputs.batches for position in batch.positions])}
     with whole_file(path) as partial:
         save_tensors(partial, tensors, metadata("diverged", {"step": inputs.step}, {}))
-    return path
-
-
-def _way_back(output: Path) -> str:
+    processes().wait_for_everyone()  # a launcher ends all others as soon as one has ended
     kept = checkpoint.checkpoints(output)
-    return f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    way_back = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    return DivergedError(
+        f"a loss or gradient was not finite in step {inputs.step}: stopped. Its inputs are in {path}; {way_back}"
+    )
 
 
 class _Meter:

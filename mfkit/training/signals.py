@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mfkit.processes import processes
+
 logger = logging.getLogger(__name__)
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -58,4 +60,5 @@ def _listen(reader: int, asked: Asked) -> None:
         if asked.signal is not None:
             os._exit(128 + data[0])
         asked.signal = signal.Signals(data[0])
-        logger.warning("%s: stopping after this step; once more stops at once", asked.signal.name)
+        if processes().is_main_process:
+            logger.warning("%s: stopping after this step; once more stops at once", asked.signal.name)
