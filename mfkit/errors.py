@@ -59,7 +59,9 @@ MALFORMED = (
 
 def reason(error: BaseException) -> str:
     """The words of a library's error, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    first = error.args[0] if error.args else None
+    said = first if isinstance(first, str) else str(error)  # some carry more than their words
+    return " ".join(said.split())[:200] or type(error).__name__
 
 
 @contextmanager

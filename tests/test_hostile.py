@@ -236,7 +236,7 @@ def test_names_of_files_are_no_commands(tmp_path: Path, mfkit) -> None:
 
 def test_pipes_are_for_users_and_can_be_kept_off(tmp_path: Path, mfkit) -> None:
     tar_of(tmp_path / "x.tar", [("a.latent.npy", latent()), ("a.cls", b"1")])
-    command = "mfkit " + TRAIN.replace("x.tar", "'pipe:touch opened; cat x.tar; cat x.tar'").replace(
+    command = "mfkit " + TRAIN.replace("x.tar", "'pipe:touch opened; cat x.tar'").replace(
         "--batch-size 2", "--batch-size 1"
     )
     refused = shell(command, tmp_path, WDS_SECURE="1")

@@ -131,6 +131,22 @@ def test_a_stream_cut_off_in_a_file_is_not_trained_on(tmp_path: Path) -> None:
         source.indexed()
 
 
+def test_joined_tars_are_read_whole(tmp_path: Path) -> None:
+    parts = samples(9)
+    for shard in range(3):
+        write_shard(tmp_path / f"{shard}.tar", parts[3 * shard : 3 * shard + 3])
+    joined = b"".join((tmp_path / f"{shard}.tar").read_bytes() for shard in range(3))
+    (tmp_path / "all.tar").write_bytes(joined)
+    for location in (f"{tmp_path}/all.tar", f"pipe:cat {tmp_path}/[012].tar"):
+        source = open_shards(location, "latents", decode)
+        assert isinstance(source, ShardStream)
+        rows = source.indexed() or [decode(sample) for sample in source.raw()]
+        assert [rows[i]["label"] for i in range(len(rows))] == [int(part["cls"]) for part in parts]
+    (tmp_path / "all.tar").write_bytes(joined[: 2 * len(joined) // 3 + 700])
+    with pytest.raises(InputError, match="damaged or truncated"):
+        list(open_shards(str(tmp_path / "all.tar"), "latents", decode).raw())  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("damage", [lambda data, place: data[:place] + b"x" * 20 + data[place + 20 :],
                                     lambda data, place: data[: place + 700]])  # fmt: skip
 def test_a_damaged_tar_without_an_index_is_no_shorter_one(tmp_path: Path, damage) -> None:

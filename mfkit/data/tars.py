@@ -12,6 +12,8 @@ _NAMED = re.compile(r"(^|/)[^./][^/]*\.[^/]*$")
 """A name of a key and a suffix."""
 LARGEST = 1 << 30
 """Bytes of a member, and of a sample."""
+_PADDING = 1 << 20
+"""Bytes of empty blocks after the last member; tars that are joined go on after them."""
 _LONGEST = 1 << 20
 """Bytes of a header that continues another: a long name, or records of the POSIX format."""
 _CONTINUED = (
@@ -37,7 +39,8 @@ def members(
     """The regular files of a tar, each with the tar, whose own file stands where the content begins.
 
     Links, devices, folders, and files without a key or a suffix are passed over. Iterating over a TarFile would keep
-    all members, and end at a damaged header as at the last. A tar without the empty block at its end was cut off.
+    all members, and end at a damaged header as at the last. A tar without the empty block at its end was cut off;
+    one behind another belongs to it, so that ``cat *.tar`` is read whole.
 
     :param mode: tarfile's: ``r:`` for a file, ``r|*`` for a stream, perhaps compressed.
     :param part: these are some members of a tar, which has no such block.
@@ -66,14 +69,17 @@ def content(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
 
 
 def _next(tar: tarfile.TarFile, part: bool) -> tarfile.TarInfo | None:
-    try:
-        return _Member.fromtarfile(tar)
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-        return None
-    except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
-        if part:
-            return None
-        raise tarfile.ReadError("unexpected end of data") from error
+    ended = part
+    for _ in range(_PADDING // BLOCK):
+        try:
+            return _Member.fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            ended = True
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            if ended:
+                return None
+            raise tarfile.ReadError("unexpected end of data") from error
+    return None
 
 
 def split_name(name: str) -> tuple[str, str]:
