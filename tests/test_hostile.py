@@ -311,3 +311,53 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, chain: Path, m
         document["shards"][0] |= {"name": name, "offsets": [0, 1024]}
         (tmp_path / "latents/index.json").write_text(json.dumps(document))
         failed(mfkit("train-teacher latents -o t.safetensors --steps 1"), 3, "index.json is damaged")
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("vae") / "vae"
+    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **blocks).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layers_per_block", 10**8), ("block_out_channels", [10**6, 10**6]), ("block_out_channels", "abc"),
+        ("scaling_factor", "0.18"), ("shift_factor", []), ("norm_num_groups", 0), ("latent_channels", None),
+        ("down_block_types", ["os.system"] * 2), ("act_fn", "x"),
+    ],
+)  # fmt: skip
+def test_a_vae_that_fills_memory_or_is_none(field: str, value: Any, vae: Path, tmp_path: Path, mfkit) -> None:
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    (folder / "diffusion_pytorch_model.safetensors").symlink_to(vae / "diffusion_pytorch_model.safetensors")
+    config = json.loads((vae / "config.json").read_text()) | {field: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    failed(mfkit("encode digits:heldout --vae vae --image-size 32 --preset digits -o out"), 3, "vae")
+
+
+def test_a_vae_is_its_config_and_one_file_of_tensors(vae: Path, tmp_path: Path, mfkit) -> None:
+    """Other things that diffusers would follow in such a folder, as an index of files elsewhere, are not looked at."""
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (folder / name).write_bytes((vae / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "torchao"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save({"a": Bomb()}, folder / "evil.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(vae / name), "evil.bin")}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert mfkit("encode digits:heldout --vae vae --image-size 32 --preset digits -o out").code == 0
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"),
+                                  lambda path: os.truncate(path.open("wb").name, 1 << 33)])  # fmt: skip
+def test_pictures_that_are_no_files_or_endless(make, tmp_path: Path, chain: Path, mfkit) -> None:
+    (tmp_path / "images").mkdir()
+    make(tmp_path / "images/a.png")
+    failed(mfkit(f"encode images --rae {chain}/rae.safetensors --preset digits -o out"), 3, "images")

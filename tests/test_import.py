@@ -14,7 +14,7 @@ import timm
 import torch
 from conftest import close, failed
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import mfkit as package
 from mfkit.files.artifact import open_artifact
@@ -266,6 +266,17 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
 
     drawn = np.load(tmp_path / "samples.npz")["arr_0"].astype(np.float32)
     assert np.abs(drawn.transpose(0, 3, 1, 2) - pixels.numpy()).max() <= 1
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    renamed = {}
+    for name, value in load_file(file).items():
+        for new, before in old.items():
+            name = name.replace(new, before)
+        renamed[name] = value
+    assert any(".query." in name for name in renamed)
+    save_file(renamed, file)  # as early versions of diffusers wrote it
+    assert mfkit("encode digits:heldout --vae vae --preset digits -o renamed").code == 0
+    assert (tmp_path / "renamed/00000.tar").read_bytes() == (tmp_path / "latents/00000.tar").read_bytes()
     failed(mfkit("encode digits --vae latents --preset digits -o y"), 3, "latents holds no diffusers model")
     failed(mfkit("encode digits --vae nowhere --preset digits -o y"), 3, "nowhere", "owner/repo")
     failed(mfkit("encode digits --vae vae -o y"), 2, "vae: names no preset")

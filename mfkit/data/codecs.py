@@ -15,6 +15,8 @@ from mfkit.errors import MALFORMED, InputError, reason
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What is decoded, whatever the suffix; of Pillow's other formats some start programs."""
+LARGEST_IMAGE = 1 << 28
+"""Bytes of its file."""
 _MOST_PIXELS = 1 << 26
 """Of an image, 8,192 x 8,192."""
 STORED = {"float16": torch.float16, "float32": torch.float32}

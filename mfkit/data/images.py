@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, decode_image, image_member, label_member
+from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, LARGEST_IMAGE, decode_image, image_member, label_member
 from mfkit.data.damage import Damage
 from mfkit.data.npz import NpzImages
 from mfkit.data.shards import ShardFolder, ShardStream, open_shards, unfinished
@@ -80,7 +80,7 @@ class ImageFolder:
             (file, label)
             for place, label in places
             for file in sorted(place.rglob("*") if classes else place.iterdir())
-            if file.suffix[1:].lower() in IMAGE_SUFFIXES
+            if file.suffix[1:].lower() in IMAGE_SUFFIXES and file.is_file()
         ]
         if not self._files:
             raise InputError(f"{folder} holds no images (.{', .'.join(IMAGE_SUFFIXES)})")
@@ -114,6 +114,8 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Row:
         file, label = self._files[index]
         try:
+            if file.stat().st_size > LARGEST_IMAGE:
+                raise InputError(f"{file} is too large: {file.stat().st_size} bytes")
             data = file.read_bytes()
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}") from error

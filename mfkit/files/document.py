@@ -26,6 +26,8 @@ def parse_json(text: str | bytes, source: object) -> Any:
 def read_json(path: Path) -> Any:
     """The JSON value in a file."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file")
         if path.stat().st_size > _LARGEST:
             raise InputError(f"{path} is damaged: {path.stat().st_size} bytes of JSON")
         return parse_json(path.read_bytes(), path)

@@ -19,6 +19,10 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
@@ -95,6 +99,30 @@ _KINDS: dict[str, Mapping[str, Check]] = {
     "images": {"classes_": _texts},
     "checkpoint": {"step": lambda value: value == 0 or _size(value), "settings": lambda value: isinstance(value, dict)},
 }  # fmt: skip
+
+
+def check_vae(config: Mapping[str, Any], tensors: int, numbers: int, source: object) -> None:
+    """Refuses the config of a VAE that is larger than its file, or says in another form what diffusers reads of it.
+
+    :param tensors: how many the file holds; ``numbers``: of all of them.
+    """
+
+    def within(most: int) -> Check:
+        return lambda value: _size(value) and value <= most
+
+    def some(check: Check) -> Check:
+        return lambda value: isinstance(value, list) and len(value) <= tensors and all(map(check, value))
+
+    width, blocks = within(numbers), some(lambda value: isinstance(value, str))
+    valid = {
+        "in_channels": width, "out_channels": width, "latent_channels": width, "norm_num_groups": width,
+        "layers_per_block": within(tensors), "down_block_types": blocks, "up_block_types": blocks,
+        "block_out_channels": some(width),
+        "scaling_factor": _positive, "shift_factor": lambda value: value is None or _finite(value),
+    }  # fmt: skip
+    for name, check in valid.items():
+        if name in config and not check(config[name]):
+            raise InputError(f"{source} is damaged: the {name} of its config is none of a VAE")
 
 
 def check_config(kind: str, config: Mapping[str, Any], source: object) -> None:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mfkit.errors import InputError, using
+from mfkit.files import diffusers_folder
 from mfkit.files.artifact import Artifact, metadata, open_artifact
 from mfkit.files.atomic import whole_file
+from mfkit.files.schema import check_vae
 from mfkit.files.tensors import read_tensors, safetensors_header, save_tensors
 from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
 from mfkit.processes import gathered, processes
@@ -85,12 +87,16 @@ def load_autoencoder(artifact: Artifact, *, image_size: int | None = None, side:
     """
     if artifact.kind == "rae":
         return load_rae(artifact.path)
-    from diffusers import AutoencoderKL
+    from mfkit.networks.vae import VAE, build_vae, current_name
 
-    from mfkit.networks.vae import VAE
-
+    config, file = diffusers_folder.open_folder(artifact.path, diffusers_folder.VAE)
     with using(artifact.path):
-        network = AutoencoderKL.from_pretrained(artifact.path, local_files_only=True, use_safetensors=True)
+        held = {current_name(name): shape for name, shape in _held(file).items()}
+        check_vae(config, len(held), sum(prod(shape) for shape in held.values()), artifact.path)
+        with torch.device("meta"):
+            _check_fit(_shapes(build_vae(config).state_dict()), held, file)
+        network = build_vae(config)
+        load_weights(network, {current_name(name): value for name, value in read_tensors(file).items()}, file)
         return VAE(network, image_size=image_size, side=side)
 
 

@@ -1,9 +1,11 @@
 """Diffusers' ``AutoencoderKL`` with the interface of an RAE, for latents of a VAE such as Stable Diffusion's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from mfkit.errors import InputError
@@ -20,6 +22,27 @@ class VAEConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return (self.channels, self.side, self.side)
+
+
+_SIZES = (
+    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
+    "act_fn", "latent_channels", "norm_num_groups", "scaling_factor", "shift_factor", "use_quant_conv",
+    "use_post_quant_conv", "mid_block_add_attention",
+)  # fmt: skip
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Names of an attention's layers in VAEs that early versions of diffusers saved."""
+
+
+def build_vae(config: Mapping[str, Any]) -> AutoencoderKL:
+    """The network that a config describes, with fresh weights; nothing else that diffusers may read in one counts."""
+    return AutoencoderKL(**{name: config[name] for name in _SIZES if name in config})
+
+
+def current_name(name: str) -> str:
+    """The name that diffusers has now for a tensor of a VAE."""
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new) if ".attentions." in name else name
+    return name
 
 
 class VAE(nn.Module):
