@@ -53,6 +53,11 @@ def test_a_broken_sample_is_an_error_or_left_out(latents: Path, tmp_path: Path, 
     assert caplog.text.count("cls is no class index") == 2
 
 
+def test_the_first_sample_may_be_the_broken_one(latents: Path, mfkit, caplog) -> None:
+    spoil(latents / "00000.tar", label_place(latents / "00000.tar", 0), b"x")
+    assert mfkit(TRAIN + " --on-bad skip").code == 0 and "1 samples could not be read" in caplog.text
+
+
 def test_more_than_one_in_a_hundred_is_an_error_anyway(latents: Path, mfkit) -> None:
     for number in range(16):
         spoil(latents / "00001.tar", label_place(latents / "00001.tar", number), b"x")

@@ -37,7 +37,7 @@ def samples(begin: int, end: int) -> list[dict]:
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "shards"
     shards = [write_shard(path / f"{k:05d}.tar", samples(10 * k, min(10 * k + 10, ROWS))) for k in range(3)]
-    write_index(path, "latents", {"shape": [2, 3, 3]}, {"inputs": {}}, shards)
+    write_index(path, "latents", {"shape": [2, 3, 3], "classes": ["a"]}, {"inputs": {}}, shards)
     return path
 
 
@@ -120,14 +120,16 @@ def test_a_batch_must_divide_among_the_processes() -> None:
 
 def stream_bytes(count: int) -> bytes:
     buffer = io.BytesIO()
-    write_stream(buffer, "latents", {"shape": [2, 3, 3]}, {"seed": 1}, samples(0, count))
+    write_stream(buffer, "latents", {"shape": [2, 3, 3], "classes": ["a"]}, {"seed": 1}, samples(0, count))
     return buffer.getvalue()
 
 
 def test_a_stream_describes_itself_and_plain_readers_skip_that(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(stream_bytes(4))
     source = opened(tmp_path / "s.tar")
-    assert source.artifact.config == {"shape": [2, 3, 3]} and source.artifact.provenance == {"seed": 1}
+    assert source.artifact.config == {"shape": [2, 3, 3], "classes": ["a"]} and source.artifact.provenance == {
+        "seed": 1
+    }
     assert len(list(source.raw())) == 4
     plain = wds.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False, empty_check=False)
     assert [row["__key__"] for row in plain] == [f"{i:05d}" for i in range(4)]

@@ -15,6 +15,7 @@ from mfkit.errors import MALFORMED, InputError, reason
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What is decoded, whatever the suffix; of Pillow's other formats some start programs."""
+_MOST_CLASSES = 1 << 20
 LARGEST_IMAGE = 1 << 28
 """Bytes of its file."""
 _MOST_PIXELS = 1 << 26
@@ -77,7 +78,7 @@ def label_member(sample: Sample) -> int:
         label = int(sample["cls"])
     except ValueError as error:
         raise broken(sample, "cls is no class index") from error
-    if not 0 <= label < 1 << 31:
+    if not 0 <= label < _MOST_CLASSES:
         raise broken(sample, f"cls is {label}, not a class index")
     return label
 

@@ -69,8 +69,9 @@ class Damage:
 
     def report(self) -> int:
         """Tells what all processes left out, and how many it was. All processes call it."""
-        told = {place: why for part in gather_object([self._samples]) for place, why in part.items()}
-        lost = max(gather_object([self.count()]), default=0) if self._cut else len(told)
+        parts = gather_object([(self._samples, self.count() - len(self._samples))])
+        told = {place: why for samples, _ in parts for place, why in samples.items()}
+        lost = len(told) + max(more for _, more in parts)
         if told and processes().is_main_process:
             for why in list(told.values())[:_TOLD]:
                 logger.warning("left out: %s", why)

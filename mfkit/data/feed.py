@@ -123,12 +123,12 @@ class _Order:
 
 def read(source: Numbered, places: list[Place], damage: Damage) -> Batch:
     """These rows as a batch; for a row that may be left out, the next one that can be read."""
-    if isinstance(source, TarRows) and source.gathers:
-        try:
+    try:
+        if isinstance(source, TarRows) and source.gathers:
             return Batch([position for position, _ in places], source.gather([row for _, row in places]))
-        except InputError:
-            if not damage.skips:
-                raise
+    except InputError:
+        if not damage.skips:
+            raise
     return collate([(position, _row_from(source, row, damage)) for position, row in places])
 
 

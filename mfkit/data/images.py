@@ -73,8 +73,10 @@ class ImageFolder:
         self._size, self.damage = size, damage
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if (folder / INDEX_NAME).exists():
-            known = list(open_artifact(folder, kinds=("images",)).config["classes"])
-            classes = [folder_name(label, known) for label in range(len(known))]
+            described = open_artifact(folder, kinds=("images",))
+            if "classes" not in described.config:
+                raise InputError(f"{folder / INDEX_NAME} is damaged: it does not name its classes")
+            classes = folder_names(described.config["classes"])
         places = [(folder / name, label) for label, name in enumerate(classes)] or [(folder, 0)]
         self._files = [
             (file, label)
@@ -122,14 +124,14 @@ class ImageFolder:
         return {"image": decode_image(data, self._size, str(file)), "label": label}
 
 
-def folder_name(label: int, classes: list[str]) -> str:
-    """The subfolder of a class: its name, or its index where the names' order is not that of the indices.
+def folder_names(classes: list[str]) -> list[str]:
+    """The subfolders of the classes: their names, or their indices where the names' order is not that of the indices.
 
     So too where one of the names is none of a folder, or leads out of it.
     """
     plain = all(re.fullmatch(r"[^\s./\x00-\x1f][^/\x00-\x1f]{0,99}", name) for name in classes)
     named = plain and classes == sorted(set(classes))
-    return classes[label] if named else f"{label:0{len(str(len(classes) - 1))}d}"
+    return classes if named else [f"{label:0{len(str(len(classes) - 1))}d}" for label in range(len(classes))]
 
 
 ImageSource = Digits | ImageFolder | NpzImages | ShardFolder | ShardStream

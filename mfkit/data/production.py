@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mfkit.data.shards import PROGRESS, Shard, unfinished, write_index, write_shard
-from mfkit.errors import OutputError
-from mfkit.files.artifact import INDEX_NAME, Artifact
+from mfkit.errors import InputError, OutputError
+from mfkit.files.artifact import FOLDER_KINDS, Artifact, open_artifact
 from mfkit.files.atomic import sole_writer, write_text
 from mfkit.processes import processes
 from mfkit.settings import differing
@@ -114,7 +114,9 @@ class Production:
             ]
             write_index(self.folder, kind, config, provenance, shards)
             for mark in self._progress.iterdir():
-                mark.unlink()
+                if mark != self._begun:
+                    mark.unlink()
+            self._begun.unlink()  # last: as long as it is there, the same command goes on
             self._progress.rmdir()
         self._state.wait_for_everyone()
 
@@ -135,6 +137,13 @@ def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
         raise OutputError(f"{folder} exists; give --overwrite to replace it, or another name with -o")
     if folder.resolve() in {path.resolve() for path in inputs}:
         raise OutputError(f"{folder} is an input of this command; give another name with -o")
-    if not (folder / INDEX_NAME).exists() and not unfinished(folder):
+    if not _is_ours(folder):
         raise OutputError(f"{folder} was not written by mfkit, so --overwrite does not remove it")
     shutil.rmtree(folder)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return unfinished(folder) or open_artifact(folder).kind in FOLDER_KINDS
+    except InputError:
+        return False

@@ -50,6 +50,8 @@ def members(
         member: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
         assert tar.fileobj is not None
         while member is not None:
+            if member.size < 0 or tar.offset <= member.offset:
+                raise tarfile.ReadError(f"{member.name!r} is of {member.size} bytes")
             if member.isreg() and _NAMED.search(member.name):
                 if member.issparse() or member.size > LARGEST:
                     raise tarfile.ReadError(f"{member.name!r} is sparse or too large: {member.size} bytes")

@@ -177,9 +177,9 @@ def index_digest(document: Mapping[str, Any]) -> str:
 
 
 def index_is_intact(folder: Path) -> bool:
-    """Whether the index of a folder says what was written; True for one without a digest."""
+    """Whether the index of a folder says what was written."""
     document = fields(read_json(folder / INDEX_NAME), folder / INDEX_NAME)
-    return document.get("digest", index_digest(document)) == index_digest(document)
+    return document.get("digest") == index_digest(document)
 
 
 def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:

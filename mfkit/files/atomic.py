@@ -101,9 +101,10 @@ def sole_writer(path: Path) -> Iterator[None]:
 
     :raises OutputError: another one is writing it.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    place = path.resolve()  # whatever links lead there
+    lock = place.parent / f".{place.name}.lock"
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock, path)
     try:
         yield

@@ -43,6 +43,12 @@ def _object(**checks: Check) -> Check:
     return check
 
 
+def _only(**checks: Check) -> Check:
+    """An object with these fields, as :func:`_object` has them, and no others."""
+    known, valid = {name.rstrip("_") for name in checks}, _object(**checks)
+    return lambda value: valid(value) and value.keys() <= known
+
+
 def _latent_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(_size(item) for item in value) and value[1] == value[2]
 
@@ -72,7 +78,7 @@ def _encoder_arguments(value: Any) -> bool:
 
 
 _GENERATOR = {
-    "network": _object(
+    "network": _only(
         channels=_size, side=_size, classes=_size, width=_size, depth=_size, heads=_size, head_width=_size,
         head_depth=_size, head_heads=_size, gated_=_one_of(True, False),
     ),
@@ -85,7 +91,7 @@ _KINDS: dict[str, Mapping[str, Check]] = {
     "teacher": _GENERATOR,
     "student": _GENERATOR,
     "rae": {
-        "network": _object(
+        "network": _only(
             encoder_name=lambda value: isinstance(value, str) and ":" not in value,
             encoder=_encoder_arguments, encoder_size=_size, encoder_mean_=_colours, encoder_std_=_colours,
             image_size=_size, channels=_size, side=_size, decoder_width=_size, decoder_depth=_size, decoder_heads=_size,
@@ -136,6 +142,8 @@ def check_config(kind: str, config: Mapping[str, Any], source: object) -> None:
             continue
         if field not in config or not valid(config[field]):
             raise InputError(f"{source} is damaged: the {field} of its description is none for a {kind} file")
+    if "shape" in config and "classes" not in config and kind in ("latents", "trajectories"):
+        raise InputError(f"{source} is damaged: it does not name its classes")
     if kind in ("teacher", "student") and len(config["classes"]) != config["network"]["classes"]:
         raise InputError(f"{source} is damaged: it names {len(config['classes'])} classes, not those of its network")
 

@@ -71,7 +71,7 @@ def intact(path: Path) -> bool | None:
         return None
     with path.open("rb") as file:
         text = file.read(int.from_bytes(file.read(8), "little"))
-        digest = hashlib.sha256(text.replace(str(told).encode(), _UNKNOWN.encode(), 1))
+        digest = hashlib.sha256(text.replace(str(told).encode(errors="replace"), _UNKNOWN.encode(), 1))
         while data := file.read(1 << 20):
             digest.update(data)
     return told == f"sha256:{digest.hexdigest()}"
@@ -106,7 +106,7 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(entry.get("dtype"), str)
         and all(
             isinstance(numbers := entry.get(name), list)
-            and all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+            and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
             for name in ("shape", "data_offsets")
         )
         and len(entry["data_offsets"]) == 2

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mfkit.data.codecs import png_bytes, to_uint8
-from mfkit.data.images import folder_name
+from mfkit.data.images import folder_names
 from mfkit.data.npz import NpzWriter
 from mfkit.data.prefetch import behind, in_order, spare_threads
 from mfkit.data.production import Production
@@ -179,7 +179,7 @@ def _write_stream(sampler: Sampler) -> None:
 
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
-    request, config = sampler.request, sampler.describe()
+    request, config, names = sampler.request, sampler.describe(), folder_names(sampler.classes)
     shards = -(-request.count // SHARD_SIZE)
     with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite, shards=shards) as production:
         parts = row_ranges(request.count, SHARD_SIZE, request.batch_size)
@@ -193,7 +193,7 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
                     continue
                 files = []
                 for item in samples:
-                    files.append(folder / folder_name(int(item["cls"]), sampler.classes) / f"{item['__key__']}.png")
+                    files.append(folder / names[int(item["cls"])] / f"{item['__key__']}.png")
                     with whole_file(files[-1], sync=False) as partial:
                         partial.write_bytes(item["png"])
                 sync_files(files)

@@ -13,10 +13,10 @@ from mfkit.data.images import ImageFolder
 from mfkit.data.npz import read_npz
 from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_index, shard_urls, unfinished
 from mfkit.data.tars import DAMAGED, content, members, split_name
-from mfkit.errors import InputError, reason
+from mfkit.errors import InputError, reason, using
 from mfkit.files import diffusers_folder, weights
 from mfkit.files.artifact import INDEX_NAME, file_digest, index_is_intact, open_artifact
-from mfkit.files.tensors import intact, read_tensors
+from mfkit.files.tensors import intact, read_tensors, safetensors_header
 
 _SHOWN = 20
 
@@ -113,16 +113,20 @@ def _member(sample: dict[str, Any], suffix: str) -> None:
 
 def _tensors(file: Path) -> Checks:
     """A safetensors file: its digest, its network, its numbers."""
-    whole = _said(lambda: intact(file))
-    if whole is None and intact(file) is False:
-        whole = f"{file}: its digest is another"
-    yield whole
-    if whole is not None:
+    try:
+        ours = any(name.startswith("mfkit.") for name in safetensors_header(file).get("__metadata__", {}))
+        whole = intact(file)
+    except InputError as error:
+        yield str(error)
+        return
+    yield None if whole or (whole is None and not ours) else f"{file}: its digest is another"
+    if whole is False:
         return
     for name, value in read_tensors(file).items():
         finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
         yield None if finite else f"{file}: {name} holds numbers that are not finite"
-    yield _said(lambda: _load(file))
+    if ours:
+        yield _said(lambda: _load(file))
 
 
 def _load(file: Path) -> None:
@@ -133,10 +137,13 @@ def _load(file: Path) -> None:
 def _npz(file: Path) -> str | None:
     def check() -> None:
         read_npz(file, "arr_0", "arr_1", "mu", "sigma")
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise InputError(f"{file}: {broken} is damaged")
+        try:
+            with using(file), zipfile.ZipFile(file) as archive:
+                member = archive.testzip()
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{file} is damaged: {error}") from error
+        if member:
+            raise InputError(f"{file}: {member} is damaged")
 
     return _said(check)
 

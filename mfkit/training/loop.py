@@ -104,6 +104,7 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
 
     meter, agreement = _Meter(accelerator, settings, log, first_step), Agreement(asked, settings.save_minutes)
     recent: deque[_Inputs] = deque(maxlen=2)
+    done = first_step
     batches = feed(
         stage.source, layout, first_step=first_step, last_step=settings.steps, seed=settings.seed,
         workers=settings.workers,
@@ -126,16 +127,18 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
         if to_save:
             checkpoint.save(run.output, done, identity, optimisation, keep=settings.keep)
             agreement.saved()
-        if verdict.signal and done < settings.steps:
-            accelerator.wait_for_everyone()
-            raise StoppedError(
-                f"{verdict.signal.name}: saved after step {done} of {settings.steps}; the same command goes on",
-                verdict.signal,
-            )
+        if verdict.signal:
+            break
         drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
         if stage.picture and drawn and accelerator.is_main_process:
             with optimisation.averaged():
                 stage.picture(done)
+    agreement.after(done, meter.sums)  # a signal may have come while the last checkpoint was written
+    if number := agreement.settled().signal:
+        accelerator.wait_for_everyone()  # a launcher ends all others as soon as one has ended
+        raise StoppedError(
+            f"{number.name}: saved after step {done} of {settings.steps}; the same command goes on", number
+        )
     optimisation.take_average()
     stage.source.damage.report()
     accelerator.wait_for_everyone()
