@@ -291,3 +291,11 @@ def test_an_interrupted_encode_goes_on_with_the_shards_it_has(mfkit, chain: Path
     failed(mfkit(command), 4, "was begun otherwise (")
     assert mfkit(command + " --batch-size 1").code == 0
     assert {path.name for path in (tmp_path / "latents").glob("*.tar")} == set(whole)
+
+
+def test_what_was_not_foreseen_is_one_line_too(mfkit, monkeypatch, tmp_path: Path) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyError("missing")
+
+    monkeypatch.setattr("mfkit.files.describe.describe", fail)
+    failed(mfkit("inspect x"), 1, "KeyError, which mfkit did not foresee: missing; --debug shows where")

@@ -195,6 +195,15 @@ def test_an_archive_that_unpacks_to_more_than_memory(tmp_path: Path, chain: Path
     failed(mfkit(f"fid x.npz --reference digits --features {chain}/rae.safetensors"), 3, "x.npz cannot be read")
 
 
+@pytest.mark.parametrize("labels", [[0, -1], [0, 2]])
+def test_labels_of_an_archive_are_of_its_classes(labels: list[int], tmp_path: Path, chain: Path, mfkit) -> None:
+    conditions = np.array(json.dumps({"classes": ["a", "b"]}))
+    np.savez(
+        tmp_path / "x.npz", arr_0=np.zeros((2, 32, 32, 3), np.uint8), arr_1=np.array(labels), conditions=conditions
+    )
+    failed(mfkit(f"encode x.npz --rae {chain}/rae.safetensors --preset digits -o out"), 3, "outside its 2 classes")
+
+
 def test_pickles_are_never_run(tmp_path: Path, chain: Path, mfkit) -> None:
     bomb = pickle.dumps(Bomb())
     objects = io.BytesIO()

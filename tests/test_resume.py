@@ -11,7 +11,7 @@ from conftest import shell
 from mfkit.files.artifact import file_digest
 
 RESTLESS = Path(__file__).with_name("restless.py")
-KILLS = int(os.environ.get("MFKIT_KILLS", "8"))
+KILLS = int(os.environ.get("MFKIT_KILLS", "5"))
 """How often training is killed; 20 were tried, too."""
 MIXED = "KILL,TERM,INT"
 
@@ -54,7 +54,7 @@ def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
     [
         "encode digits:train --rae {}/rae.safetensors -o latents --shard-size 100 --batch-size 50 --mirror",
         "trajectories --teacher {}/teacher.safetensors -n 200 -o traj --solver-steps 4 --shard-size 20",
-        "sample {}/mft.safetensors -n 1500 -o samples --batch-size 250",
+        "sample {}/mft.safetensors -n 1100 -o samples --batch-size 100",
         "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 6 --steps 6 --batch-size 32 "
         "--save-every 2 --log-every 1",
     ],

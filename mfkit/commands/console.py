@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mfkit.errors import MfkitError
+from mfkit.errors import MALFORMED, MfkitError, reason
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         _exit(f"{error.filename or 'output'}: {error.strerror}", 4)
-    except RuntimeError as error:
-        if not _is_of_a_lost_process(error):
-            raise
-        _exit("another process of this run has ended; its error is the one to mend", 1)
+    except MALFORMED as error:
+        if _is_of_a_lost_process(error):
+            _exit("another process of this run has ended; its error is the one to mend", 1)
+        _exit(f"{type(error).__name__}, which mfkit did not foresee: {reason(error)}; --debug shows where", 1)
 
 
 @contextmanager
@@ -107,12 +107,14 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _is_of_a_lost_process(error: RuntimeError) -> bool:
+def _is_of_a_lost_process(error: BaseException) -> bool:
     """Whether it is what the exchange with another process raises when that one is gone."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return False
-    return isinstance(error, distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, distributed.DistError) or "gloo" in str(error) or "Connection" in str(error)
+    )
 
 
 def _exit(message: str, code: int) -> None:

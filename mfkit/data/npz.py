@@ -163,6 +163,9 @@ class NpzImages:
         self._labels = found.arrays.get("arr_1", np.zeros(len(self._images), int))
         if self._labels.shape != self._images.shape[:1] or self._labels.dtype.kind not in "iu":
             raise InputError(f"{path}: arr_1 is {self._labels.dtype} {self._labels.shape}; expected: a label per image")
+        classes = len(self._config["classes"]) if "classes" in self._config else 1 << 20
+        if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < classes:
+            raise InputError(f"{path}: arr_1 holds labels outside its {classes} classes")
         if size and self._images.shape[1:3] != (size, size):
             raise InputError(f"{path} holds images of {self._images.shape[1:3]} pixels, not {(size, size)}")
 

@@ -137,6 +137,6 @@ def _latent(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _trajectory(sample: dict[str, Any]) -> dict[str, Any]:
     states, times = array_member(sample, "states.npy"), array_member(sample, "times.npy")
-    if states.ndim != 4 or len(states) != len(times) or len(times) < 2:
+    if states.ndim != 4 or times.ndim != 1 or len(states) != len(times) or len(times) < 2:
         raise broken(sample, f"states {tuple(states.shape)} do not fit times {tuple(times.shape)}")
     return {"states": states, "times": times, "label": label_member(sample)}

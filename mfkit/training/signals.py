@@ -34,16 +34,16 @@ def noted() -> Iterator[Asked]:
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = {number: signal.signal(number, _take) for number in STOPPING}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _take) for number in STOPPING}
     thread = threading.Thread(target=_listen, args=(reader, asked), daemon=True)
     thread.start()
     try:
         yield asked
     finally:
-        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
         os.close(writer)
         thread.join()
         os.close(reader)
