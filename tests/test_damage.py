@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mfkit.data.codecs import png_bytes
-from mfkit.data.shards import ShardStream, open_shards, write_shard
+from mfkit.data.shards import write_shard
+from mfkit.data.sources import ShardStream, open_shards
 from mfkit.errors import InputError
 
 

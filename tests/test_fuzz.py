@@ -25,7 +25,8 @@ from safetensors.torch import save
 
 from mfkit.data.codecs import array_bytes, array_member, decode_image, label_member, png_bytes
 from mfkit.data.npz import NpzImages
-from mfkit.data.shards import ShardFolder, ShardStream, open_shards, write_index, write_shard, write_stream
+from mfkit.data.shards import write_index, write_shard, write_stream
+from mfkit.data.sources import ShardFolder, ShardStream, open_shards
 from mfkit.data.statistics import read_statistics
 from mfkit.errors import MfkitError
 from mfkit.files import weights

@@ -8,6 +8,7 @@ import resource
 import struct
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,11 @@ def changed(path: Path, target: Path, change) -> None:
     save_tensors(target, load_file(path), {name: text for name, text in texts.items() if name != "mfkit.digest"})
 
 
+def in_network(field: str, value: Any) -> Callable[[dict, dict], None]:
+    """The change of one size in the description of a network."""
+    return lambda config, provenance: config["network"].update({field: value})
+
+
 @pytest.mark.parametrize(
     "recorded",
     ["pipe:touch owned", "x::pipe:touch owned", "http://127.0.0.1:9/x.tar", "pipe", "-", "{a,pipe:touch owned}*"],
@@ -273,24 +279,14 @@ def test_pipes_are_for_users_and_can_be_kept_off(tmp_path: Path, mfkit) -> None:
         ("decoder_depth", 10**7), ("decoder_width", 2**31), ("image_size", 0), ("decoder_heads", 1.5),
     ],
 )  # fmt: skip
-def test_descriptions_of_networks_that_fetch_or_fill_memory(
-    field: str, value: Any, tmp_path: Path, chain: Path, mfkit
-) -> None:
-    def change(config: dict, provenance: dict) -> None:
-        config["network"][field] = value
-
-    changed(chain / "rae.safetensors", tmp_path / "rae.safetensors", change)
+def test_networks_that_fetch_or_fill_memory(field: str, value: Any, tmp_path: Path, chain: Path, mfkit) -> None:
+    changed(chain / "rae.safetensors", tmp_path / "rae.safetensors", in_network(field, value))
     failed(mfkit("encode digits:heldout --rae rae.safetensors --preset digits -o out"), 3, "rae.safetensors")
 
 
 @pytest.mark.parametrize(("field", "value"), [("width", 10**9), ("side", 10**9), ("depth", 10**9), ("classes", 10**12)])
-def test_descriptions_of_generators_that_fill_memory(
-    field: str, value: int, tmp_path: Path, chain: Path, mfkit
-) -> None:
-    def change(config: dict, provenance: dict) -> None:
-        config["network"][field] = value
-
-    changed(chain / "mft.safetensors", tmp_path / "s.safetensors", change)
+def test_generators_that_fill_memory(field: str, value: int, tmp_path: Path, chain: Path, mfkit) -> None:
+    changed(chain / "mft.safetensors", tmp_path / "s.safetensors", in_network(field, value))
     failed(mfkit(f"sample s.safetensors --rae {chain}/rae.safetensors -n 1 -o x"), 3, "s.safetensors")
 
 

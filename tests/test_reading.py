@@ -12,7 +12,8 @@ import torch
 from mfkit.data.codecs import array_bytes, array_member, label_member
 from mfkit.data.feed import Layout, feed
 from mfkit.data.prefetch import ahead, behind, in_order
-from mfkit.data.shards import ShardFolder, ShardStream, open_shards, write_index, write_shard, write_stream
+from mfkit.data.shards import write_index, write_shard, write_stream
+from mfkit.data.sources import ShardFolder, ShardStream, open_shards
 from mfkit.errors import InputError
 
 CLASSES = 200

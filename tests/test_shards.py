@@ -15,7 +15,8 @@ from mfkit.data.codecs import array_bytes, array_member, decode_image, label_mem
 from mfkit.data.feed import Layout, feed
 from mfkit.data.images import open_images
 from mfkit.data.sequence import batches_by_shard
-from mfkit.data.shards import ShardFolder, ShardStream, open_shards, write_index, write_shard, write_stream
+from mfkit.data.shards import write_index, write_shard, write_stream
+from mfkit.data.sources import ShardFolder, ShardStream, open_shards
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import file_digest
 

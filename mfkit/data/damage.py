@@ -67,16 +67,15 @@ class Damage:
         usual = max(self._whole.values(), default=0)
         return len(self._samples) - len(self._cut) + sum(max(1, usual - found) for found in self._cut.values())
 
-    def report(self) -> int:
+    def report(self) -> None:
         """Tells what all processes left out, and how many it was. All processes call it."""
         parts = gather_object([(self._samples, self.count() - len(self._samples))])
         told = {place: why for samples, _ in parts for place, why in samples.items()}
-        lost = len(told) + max(more for _, more in parts)
         if told and processes().is_main_process:
             for why in list(told.values())[:_TOLD]:
                 logger.warning("left out: %s", why)
+            lost = len(told) + max(more for _, more in parts)
             logger.warning("%d samples could not be read and were left out", lost)
-        return lost
 
     def _refuse_unless_skipping(self, error: InputError) -> None:
         if not self.skips:

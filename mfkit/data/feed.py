@@ -13,7 +13,7 @@ import webdataset as wds
 from mfkit.data.damage import Damage
 from mfkit.data.prefetch import ahead, in_order
 from mfkit.data.rows import TarRows
-from mfkit.data.shards import ShardStream
+from mfkit.data.sources import ShardStream
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import Artifact
 

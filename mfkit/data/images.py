@@ -14,7 +14,8 @@ from PIL import Image
 from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, LARGEST_IMAGE, decode_image, image_member, label_member
 from mfkit.data.damage import Damage
 from mfkit.data.npz import NpzImages
-from mfkit.data.shards import ShardFolder, ShardStream, open_shards, unfinished
+from mfkit.data.shards import unfinished
+from mfkit.data.sources import ShardFolder, ShardStream, open_shards
 from mfkit.errors import MALFORMED, InputError
 from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
 from mfkit.settings import OnBad

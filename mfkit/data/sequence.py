@@ -8,14 +8,14 @@ from mfkit.data.codecs import Sample
 from mfkit.data.damage import Damage
 from mfkit.data.feed import Batch, Numbered, collate, read
 from mfkit.data.prefetch import in_order
-from mfkit.data.shards import ShardStream
+from mfkit.data.sources import ShardStream
 
 Rows = Numbered | ShardStream
 
 
-def batches_of(source: Rows, size: int, workers: int = 0) -> Iterator[Batch]:
-    """All rows in batches of ``size``, the last one smaller."""
-    for _, batch in batches_by_shard(source, size, size, lambda shard: True, workers):
+def batches_of(source: Rows, size: int, workers: int = 0, damage: Damage | None = None) -> Iterator[Batch]:
+    """All rows in batches of ``size``, the last one smaller; see :func:`batches_by_shard`."""
+    for _, batch in batches_by_shard(source, size, size, lambda shard: True, workers, damage):
         yield batch
 
 

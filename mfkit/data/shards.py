@@ -1,43 +1,28 @@
-"""WebDataset shards: plain tars, an index beside those that mfkit wrote, and readers for both kinds.
+"""What mfkit writes of samples: plain tars for any WebDataset reader, the index beside them, the stream."""
 
-A folder with an index is read by random access; streams and foreign shards are read in order.
-"""
-
-import glob
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import webdataset as wds
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys
 
-from mfkit.data.damage import Damage
-from mfkit.data.rows import Decode, TarRows, index_tar
-from mfkit.data.tars import DAMAGED, LARGEST, content, members, split_name
-from mfkit.errors import InputError, UsageError, reason
-from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, described, index_digest, open_artifact
+from mfkit.errors import InputError, UsageError
+from mfkit.files.artifact import INDEX_NAME, index_digest
 from mfkit.files.atomic import whole_file, write_text
-from mfkit.files.document import fields, parse_json, read_json
+from mfkit.files.document import fields, read_json
 from mfkit.processes import processes
-from mfkit.settings import OnBad
 
 STREAM = "-"
 """The location that stands for a tar stream on standard input or output."""
 
 PROGRESS = ".progress"
 """Subfolder of marks in a folder that is still being written."""
-_ENOUGH = 1000
-"""Samples of a stream after which the share of broken ones is looked at."""
 STREAM_HEADER, STREAM_END = "__mfkit__/index.json", "__mfkit__/end.json"
 """First and last member of a stream; WebDataset readers skip names in double underscores."""
 
@@ -106,22 +91,6 @@ def write_standard_output(
     write_stream(sys.stdout.buffer, kind, config, provenance, samples)
 
 
-class ShardFolder(TarRows):
-    """Random access to the samples of a folder that mfkit wrote."""
-
-    def __init__(self, artifact: Artifact, decode: Decode, damage: Damage) -> None:
-        self.artifact = artifact
-        shards = read_index(artifact.path)
-        for shard in shards if not damage.skips else []:
-            path = artifact.path / shard.name
-            if not path.is_file():
-                raise InputError(f"{path}, named in {INDEX_NAME}, is missing")
-            if path.stat().st_size < shard.offsets[-1]:
-                raise InputError(f"{path} is truncated: {path.stat().st_size} bytes of {shard.offsets[-1]}")
-        places = [_places(number, np.array(shard.offsets, np.int64)) for number, shard in enumerate(shards)]
-        super().__init__([artifact.path / shard.name for shard in shards], np.concatenate(places), decode, damage)
-
-
 def read_index(folder: Path) -> list[Shard]:
     """The shards that a folder's index names, at least one.
 
@@ -143,172 +112,9 @@ def read_index(folder: Path) -> list[Shard]:
     return shards
 
 
-def _places(file: int, offsets: np.ndarray) -> np.ndarray:
-    return np.stack([np.full(len(offsets) - 1, file), offsets[:-1], offsets[1:]], axis=1)
-
-
-def open_url(url: str) -> IO[bytes]:
-    """A shard's bytes: a file of this machine, whatever its name, else what webdataset makes of a pipe or URL.
-
-    :raises UsageError: it is a ``pipe:``, and ``WDS_SECURE`` is set.
-    """
-    if Path(url).is_file():
-        return Path(url).open("rb")
-    if url.startswith("pipe:") and os.environ.get("WDS_SECURE", "0") not in ("", "0"):
-        raise UsageError(f"{url}: WDS_SECURE is set, so no pipe is opened")
-    return wds.gopen(url)
-
-
-class ShardStream:
-    """Samples in the order of the shards: a folder or glob of foreign tars, a brace range, ``-`` or ``pipe:``."""
-
-    def __init__(self, location: str, decode: Decode, kind: str, damage: Damage) -> None:
-        self.location, self.damage = location, damage
-        self.repeatable = not location.startswith(("-", "pipe:"))
-        self.decode = decode
-        self.classes: int | None = None
-        self._urls = shard_urls(location)
-        self._samples = self._read(self._urls)
-        self._first = next(self._samples, None)
-        if self._first is None:
-            raise InputError(f"{location} holds no samples")
-        header = self._first.get("header")
-        listed = hashlib.sha256(json.dumps([self._urls, header]).encode()).hexdigest()
-        described_as = header or {"kind": kind, "config": {}, "provenance": {}}
-        self.artifact = described(Path(location), described_as, location, content_digest=NAMES_DIGEST + listed)
-        if header:
-            self._first = next(self._samples, {})
-        if self.artifact.kind != kind:
-            raise InputError(f"{location} is a stream of {self.artifact.kind}; expected: {kind}")
-
-    def indexed(self) -> TarRows | None:
-        """The same samples by random access; None for a stream, and for shards that are remote or compressed."""
-        if not all(_is_plain_tar(url) for url in self._urls):
-            return None
-        places: list[tuple[int, int, int]] = []
-        for file, url in enumerate(self._urls):
-            index = index_tar(Path(url))
-            if STREAM_HEADER in index.described and STREAM_END not in index.described:
-                index.error = InputError(f"{url} ended early, after {len(index.ranges)} samples: its writer stopped")
-            self.damage.shard(url, len(index.ranges), index.error)
-            places += [(file, begin, end) for begin, end in index.ranges]
-        self.damage.check(len(places))
-        rows = TarRows([Path(url) for url in self._urls], np.array(places, np.int64), self.decode, self.damage)
-        rows.classes = self.classes
-        return rows
-
-    def samples_within(self, limit: int, most: int) -> int:
-        """How many samples like the first fit into so many bytes: from 1 to ``most``."""
-        size = sum(len(value) for value in (self._first or {}).values() if isinstance(value, bytes))
-        return min(most, max(1, limit // max(1, size)))
-
-    def peek(self) -> dict[str, Any]:
-        """The first sample, decoded, before it is read."""
-        return self.decode(self._first or {})
-
-    def raw(self) -> Iterator[dict[str, Any]]:
-        """One pass over the samples, not decoded; a stream gives a single one."""
-        samples = self._samples if self._first is not None else self._read(self._urls)
-        first, self._first = self._first, None
-        if first:
-            yield first
-        yield from (sample for sample in samples if "header" not in sample)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """:meth:`raw`, decoded, without what is broken where that may be left out."""
-        for number, sample in enumerate(self.raw()):
-            row = self.damage.sample(number, partial(self.decode, sample))
-            if row is not None:
-                yield row
-            elif number >= _ENOUGH:
-                self.damage.check(number)
-
-    def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
-        total = 0
-        for url in urls:
-            count, broken = 0, None
-            try:
-                with open_url(url) as file:
-                    for sample in self._read_tar(file, url):
-                        yield sample
-                        count += "header" not in sample
-            except DAMAGED as error:
-                failed = url.startswith("pipe:") and isinstance(error, OSError)
-                what = "its command failed" if failed else reason(error)
-                broken = InputError(f"{url} is damaged or truncated: {what}")
-            self.damage.shard(url, count, broken)
-            total += count
-        self.damage.check(total)
-
-    def _read_tar(self, file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
-        ours: dict[str, dict[str, Any]] = {}
-
-        def entries() -> Iterator[dict[str, Any]]:
-            key, size = "", 0
-            for member, tar in members(file, "r|*"):
-                before, key = key, split_name(member.name)[0]
-                size = member.size + (size if key == before else 0)
-                if size > LARGEST:
-                    raise ValueError(f"sample {key!r} is of more than {LARGEST} bytes")
-                if member.name in (STREAM_HEADER, STREAM_END):
-                    ours[member.name] = fields(parse_json(content(member, tar), url), url)
-                elif not member.name.startswith("__"):
-                    yield {"fname": member.name, "data": content(member, tar), "__url__": url}
-
-        count = 0
-        for sample in group_by_keys(entries(), keys=split_name):
-            if STREAM_HEADER in ours and count == 0:
-                yield {"header": ours[STREAM_HEADER]}
-            count += 1
-            yield sample
-        if STREAM_HEADER in ours and ours.get(STREAM_END, {}).get("samples") != count:
-            raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
-
-
-def open_shards(location: str, kind: str, decode: Decode, on_bad: OnBad = "error") -> ShardFolder | ShardStream:
-    """Any shard argument: random access where mfkit wrote an index, else a stream in order."""
-    damage = Damage(on_bad)
-    path = Path(location)
-    if unfinished(path):
-        raise InputError(f"{path} is not finished: run the command that writes it again")
-    if location == STREAM and processes().num_processes > 1:
-        raise UsageError("standard input has one reader: run one process, or give shards")
-    if path.is_dir() and (path / INDEX_NAME).exists():
-        return ShardFolder(open_artifact(path, kinds=(kind,)), decode, damage)
-    if path.is_file() and path.suffix == ".safetensors":
-        raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
-    return ShardStream(location, decode, kind, damage)
-
-
-def _is_plain_tar(url: str) -> bool:
-    """Whether it is a file on this machine that begins as a tar does, not as a compressed one."""
-    path = Path(url)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(262)[257:] == b"ustar"
-
-
 def unfinished(folder: Path) -> bool:
     """Whether a command was interrupted while it wrote this folder."""
     return (folder / PROGRESS).exists()
-
-
-def shard_urls(location: str) -> list[str]:
-    """The shards that a folder, glob, brace range, ``-`` or ``pipe:`` URL names, sorted within a folder or glob."""
-    path = Path(location)
-    if location == "-" or location.startswith("pipe:"):
-        return [location]
-    if path.is_dir():
-        urls = sorted(str(shard) for shard in path.glob("*.tar"))
-    elif any(mark in location for mark in "*?["):
-        urls = sorted(file for pattern in expand_urls(location) for file in glob.glob(pattern))
-    else:
-        urls = expand_urls(location)
-    missing = [url for url in urls if "://" not in url and not Path(url).is_file()]
-    if missing or not urls:
-        raise InputError(f"{missing[0]} does not exist" if missing else f"{location} holds no .tar shards")
-    return urls
 
 
 def _member(name: str, data: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import IO, Literal, Self
 
 from mfkit.errors import MALFORMED
@@ -24,9 +25,21 @@ DAMAGED = (tarfile.TarError, OSError, *MALFORMED)
 """What reading a damaged tar raises."""
 
 
+class _NoHeader(tarfile.HeaderError):
+    """An empty block, or none at all; tarfile has no public names for its own."""
+
+
+class _EmptyBlock(_NoHeader):
+    """The mark of a tar's end."""
+
+
 class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if not buf:
+            raise _NoHeader("unexpected end of data")
+        if len(buf) == BLOCK and not any(buf):
+            raise _EmptyBlock("a header that is empty")
         member = super().frombuf(buf, encoding, errors)
         if member.type in _CONTINUED and member.size > _LONGEST:
             raise tarfile.ReadError(f"a header of {member.size} bytes")
@@ -46,8 +59,9 @@ def members(
     :param part: these are some members of a tar, which has no such block.
     :raises: one of :data:`DAMAGED`.
     """
-    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:
-        member: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
+    # Opening reads the first header; a tar that begins with its end holds nothing.
+    with suppress(_EmptyBlock), tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:
+        member = tar.next()
         assert tar.fileobj is not None
         while member is not None:
             if member.size < 0 or tar.offset <= member.offset:
@@ -75,12 +89,12 @@ def _next(tar: tarfile.TarFile, part: bool) -> tarfile.TarInfo | None:
     for _ in range(_PADDING // BLOCK):
         try:
             return _Member.fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+        except _EmptyBlock:
             ended = True
-        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+        except _NoHeader:
             if ended:
                 return None
-            raise tarfile.ReadError("unexpected end of data") from error
+            raise
     return None
 
 

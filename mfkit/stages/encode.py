@@ -14,7 +14,8 @@ from mfkit.data.images import class_names, open_images
 from mfkit.data.prefetch import behind
 from mfkit.data.production import Production
 from mfkit.data.sequence import batches_by_shard
-from mfkit.data.shards import STREAM, ShardStream, write_standard_output
+from mfkit.data.shards import STREAM, write_standard_output
+from mfkit.data.sources import ShardStream
 from mfkit.errors import InputError
 from mfkit.files import diffusers_folder, weights
 from mfkit.files.artifact import Artifact, open_artifact, provenance

@@ -8,7 +8,7 @@ from typing import Any
 from mfkit.data.codecs import array_member, broken, label_member
 from mfkit.data.feed import Source
 from mfkit.data.rows import Decode
-from mfkit.data.shards import ShardFolder, ShardStream, open_shards
+from mfkit.data.sources import ShardFolder, ShardStream, open_shards
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import Artifact
 from mfkit.networks.dit import DiTConfig

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from mfkit.data.images import ImageFolder, ImageSource, open_images
 from mfkit.data.npz import NpzImages
 from mfkit.data.sequence import Rows, batches_of
-from mfkit.data.shards import ShardStream
+from mfkit.data.sources import ShardStream
 from mfkit.data.statistics import Statistics, read_statistics
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import INDEX_NAME, file_digest, open_artifact

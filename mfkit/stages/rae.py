@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mfkit.data.feed import Batch
 from mfkit.data.images import ImageSource, class_names
 from mfkit.data.sequence import batches_by_shard, batches_of
-from mfkit.data.shards import ShardStream
+from mfkit.data.sources import ShardStream
 from mfkit.errors import UsageError
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact, provenance
@@ -131,7 +131,7 @@ def _decoder_training(
 
     def picture(step: int) -> None:
         """The first images, and under each row of them what is decoded from their latents."""
-        batch = next(batches_of(images, 3 * _GRID_COLUMNS))
+        batch = next(batches_of(images, 3 * _GRID_COLUMNS, damage=images.damage))
         pixels = _unit(batch.columns["image"].to(rae.device))
         with torch.no_grad():
             pairs = zip(pixels.split(_GRID_COLUMNS), rae.decode(rae.encode(pixels)).split(_GRID_COLUMNS), strict=True)

@@ -11,7 +11,8 @@ from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, broken, decode_image
 from mfkit.data.damage import Damage
 from mfkit.data.images import ImageFolder
 from mfkit.data.npz import read_npz
-from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_index, shard_urls, unfinished
+from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_index, unfinished
+from mfkit.data.sources import shard_urls
 from mfkit.data.tars import DAMAGED, content, members, split_name
 from mfkit.errors import InputError, reason, using
 from mfkit.files import diffusers_folder, weights
