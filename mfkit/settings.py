@@ -4,7 +4,7 @@ This module and :mod:`mfkit.presets` import nothing heavy: the command line read
 """
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 PresetName = Literal["digits", "imagenet256", "imagenet512"]
@@ -131,27 +131,32 @@ class AutoencoderSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeSettings(Settings):
+class StorageSettings(Settings):
+    """How what a frozen network makes is written."""
+
+    batch_size: int = setting("Rows per forward pass and process; on a CPU at most.", metavar="ROWS", low=1)
+    dtype: DTypeName = setting("Number format of what is stored.")
+    precision: PrecisionName = setting("Precision of matrix products.")
+    shard_size: int = setting("Samples per shard.", metavar="N", low=1)
+
+    def of_the_result(self) -> dict[str, Any]:
+        """Those that say what is written, not how fast."""
+        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings(StorageSettings):
     """How latents are written."""
 
     panel: ClassVar[str] = "Encoding"
 
-    batch_size: int = setting("Images per forward pass and process.", metavar="N", low=1)
-    dtype: DTypeName = setting("Number format of the stored latents.")
-    precision: PrecisionName = setting("Precision of matrix products.")
-    shard_size: int = setting("Samples per shard.", metavar="N", low=1)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectorySettings(Settings):
+class TrajectorySettings(StorageSettings):
     """How the teacher's trajectories are solved and written."""
 
     panel: ClassVar[str] = "Trajectories"
 
     solver_steps: int = setting("Steps from noise to data; a trajectory has one state more.", metavar="N", low=1)
     solver: Literal["euler", "heun"] = setting("Solver of the teacher's ODE.")
-    batch_size: int = setting("Trajectories solved at a time per process.", metavar="N", low=1)
-    dtype: DTypeName = setting("Number format of the stored states.")
-    precision: PrecisionName = setting("Precision of matrix products.")
-    shard_size: int = setting("Trajectories per shard.", metavar="N", low=1)
     seed: int = setting("Seed of noise and labels.", metavar="N", low=0)

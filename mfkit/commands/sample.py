@@ -47,7 +47,9 @@ def register(app: typer.Typer) -> None:
         format: Annotated[
             Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
         ] = "png",
-        batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.", min=1, metavar="N")] = 100,
+        batch_size: Annotated[
+            int, typer.Option(help="Pictures drawn at a time; on a CPU at most.", min=1, metavar="N")
+        ] = 100,
         precision: Annotated[PrecisionName, typer.Option(help="Precision of matrix products.")] = "float32",
         rae: options.Rae = None,
         overwrite: options.Overwrite = False,

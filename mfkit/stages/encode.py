@@ -1,7 +1,7 @@
 """encode: images to shards of standardised latents."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from mfkit.files.artifact import Artifact, open_artifact, provenance
 from mfkit.files.foreign import HUB, local
 from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
-from mfkit.precision import evaluating
 from mfkit.processes import processes
 from mfkit.settings import EncodeSettings, OnBad, PresetName
+from mfkit.stages.passes import Passes
 
 
 def open_vae(source: str) -> Artifact:
@@ -71,7 +71,11 @@ def encode(
     folder = Path(output)
     shards = None if isinstance(source, ShardStream) else -(-len(source) // settings.shard_size)
     with Production(
-        folder, inputs, asdict(settings) | {"mirror": mirror, "shape": shape}, overwrite=overwrite, shards=shards
+        folder,
+        inputs,
+        settings.of_the_result() | {"mirror": mirror, "shape": shape},
+        overwrite=overwrite,
+        shards=shards,
     ) as production:
         batches = batches_by_shard(
             source, settings.shard_size, settings.batch_size, production.wanted, workers, source.damage
@@ -91,29 +95,34 @@ def encode(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Latents of a batch of images, (B, C, H, W) in the format to be stored, by view; on the CPU."""
+    """Latents of some images, (B, C, H, W) in the format to be stored, by view; on the CPU."""
 
     shard: int
-    batch: Batch
+    numbers: list[int]
+    labels: list[int]
     latents: dict[str, np.ndarray]
 
 
 def _encoded(
     batches: Iterable[tuple[int, Batch]], rae: RAE | VAE, settings: EncodeSettings, mirror: bool
 ) -> Iterator[_Encoded]:
-    dtype = STORED[settings.dtype]
-    for shard, batch in batches:
-        with evaluating(settings.precision, rae.device):
-            pixels = batch.columns["image"].to(rae.device, non_blocking=True).float() / 255
-            views = {"": pixels, "-mirrored": pixels.flip(-1)} if mirror else {"": pixels}
-            latents = {view: rae.encode(images).to(dtype).cpu().numpy() for view, images in views.items()}
-        yield _Encoded(shard, batch, latents)
+    dtype, passes = STORED[settings.dtype], Passes(rae.config.latent_shape[1] ** 2, settings.precision, rae.device)
+
+    def encoded(item: tuple[int, Batch, slice]) -> _Encoded:
+        shard, batch, part = item
+        numbers, labels = batch.positions[part], batch.columns["label"][part].tolist()
+        pixels = batch.columns["image"][part].to(rae.device, non_blocking=True).float() / 255
+        views = {"": pixels, "-mirrored": pixels.flip(-1)} if mirror else {"": pixels}
+        latents = {view: passes.run(rae.encode, numbers, images) for view, images in views.items()}
+        return _Encoded(shard, numbers, labels, {view: x.to(dtype).cpu().numpy() for view, x in latents.items()})
+
+    parts = ((shard, batch, part) for shard, batch in batches for part in passes.split(batch.positions))
+    return passes.each(encoded, parts)
 
 
 def _samples(encoded: Iterable[_Encoded], names: list[str]) -> Iterator[dict[str, Any]]:
     for part in encoded:
-        labels = part.batch.columns["label"].tolist()
-        for row, (number, label) in enumerate(zip(part.batch.positions, labels, strict=True)):
+        for row, (number, label) in enumerate(zip(part.numbers, part.labels, strict=True)):
             if names and label >= len(names):
                 raise InputError(f"image {number} has label {label}, outside the {len(names)} classes")
             for view, latents in part.latents.items():

@@ -28,13 +28,13 @@ from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import DiT, VelocityDiT
 from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
-from mfkit.precision import evaluating
 from mfkit.processes import processes
 from mfkit.settings import PrecisionName
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import Solver, evaluations
 from mfkit.stages.generate import default_steps, pictures
 from mfkit.stages.inputs import AUTOENCODERS, check_decodes, check_same_rae, follow, latent_shape
+from mfkit.stages.passes import Passes
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,12 @@ class SampleRequest:
     time_shift: float | None = None
     """Of the grid of times; None is the model's own for a teacher's ODE and 1 for a student's jumps, as published."""
     batch_size: int = 100
+    """Per forward pass; on a CPU at most."""
     precision: PrecisionName = "float32"
 
 
 class Sampler:
-    """A generator with its RAE. Picture i depends on the seed and i alone, up to rounding."""
+    """A generator with its RAE. Picture i depends on the seed and i alone; on GPUs up to rounding."""
 
     def __init__(self, model: Path, rae: Path | None, request: SampleRequest) -> None:
         self.device = processes().device
@@ -79,6 +80,7 @@ class Sampler:
         self.time_shift: float = request.time_shift or own
         self.classes: list[str] = self.model.config["classes"]
         self._choices = _choices(request.labels, len(self.classes))
+        self._passes = Passes(side**2, request.precision, self.device)
 
     def describe(self) -> dict[str, Any]:
         """The conditions of the pictures, for the index and for metrics."""
@@ -98,8 +100,13 @@ class Sampler:
             "guidance": None,
         }
 
-    def draw(self, rows: range) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, S, S) uint8 and labels (B,) of these rows, on the CPU."""
+    def draw(self, batches: Iterable[tuple[int, range]]) -> "Iterator[Drawn]":
+        """The pictures of these rows, in order, each part of a batch with the batch's number."""
+        parts = ((number, rows[part]) for number, rows in batches for part in self._passes.split(rows))
+        return self._passes.each(self._drawn, parts)
+
+    def _drawn(self, part: tuple[int, range]) -> "Drawn":
+        number, rows = part
         config = self.network.config
         shape = (config.channels, config.side, config.side)
         uniform, noise = draw_rows(self.request.seed, "sample", rows, shape, uniforms=1, device=self.device)
@@ -107,12 +114,31 @@ class Sampler:
             labels = (uniform[:, 0] * len(self.classes)).long()
         else:
             labels = torch.tensor([self._choices[row % len(self._choices)] for row in rows], device=self.device)
-        with evaluating(self.request.precision, self.device):
-            images = pictures(
-                self.network, self.rae, noise, labels, steps=self.steps, shift=self.time_shift,
-                solver=self.request.solver or "euler",
-            )  # fmt: skip
-        return to_uint8(images.float()).cpu(), labels.cpu()
+        images = self._passes.run(self._pictures, rows, noise, labels)
+        return Drawn(number, rows, to_uint8(images.float()).cpu(), labels.cpu())
+
+    def _pictures(self, noise: Tensor, labels: Tensor) -> Tensor:
+        return pictures(
+            self.network, self.rae, noise, labels, steps=self.steps, shift=self.time_shift,
+            solver=self.request.solver or "euler",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures (B, 3, S, S) uint8 and labels (B,) of some rows, on the CPU."""
+
+    batch: int
+    rows: range
+    images: Tensor
+    labels: Tensor
+
+    def samples(self) -> list[dict[str, Any]]:
+        """As members of shards: the pictures as PNG."""
+        return [
+            {"__key__": f"{row:09d}", "png": png_bytes(image), "cls": str(label).encode()}
+            for row, image, label in zip(self.rows, self.images, self.labels.tolist(), strict=True)
+        ]
 
 
 def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None, overwrite: bool) -> str | None:
@@ -132,8 +158,8 @@ def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None
             _write_folder(sampler, Path(output), tar, overwrite)
         if grid and processes().is_main_process:
             shown = min(sampler.request.count, _GRID_COLUMNS**2)
-            parts = [sampler.draw(rows)[0] for _, rows in row_ranges(shown, shown, sampler.request.batch_size)]
-            write_grid(grid, torch.cat(parts).float() / 255, _GRID_COLUMNS)
+            parts = sampler.draw(row_ranges(shown, shown, sampler.request.batch_size))
+            write_grid(grid, torch.cat([part.images for part in parts]).float() / 255, _GRID_COLUMNS)
     return None if output == STREAM else output or str(grid)
 
 
@@ -141,41 +167,20 @@ def _inputs(sampler: Sampler) -> dict[str, Artifact]:
     return {"model": sampler.model, "rae": sampler.rae_artifact}
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A batch of pictures (B, 3, S, S) uint8 and labels (B,), on the CPU."""
-
-    part: int
-    rows: range
-    images: Tensor
-    labels: Tensor
-
-    def samples(self) -> list[dict[str, Any]]:
-        """As members of shards: the pictures as PNG."""
-        return [
-            {"__key__": f"{row:09d}", "png": png_bytes(image), "cls": str(label).encode()}
-            for row, image, label in zip(self.rows, self.images, self.labels.tolist(), strict=True)
-        ]
-
-
-def _drawn(sampler: Sampler, parts: Iterable[tuple[int, range]]) -> Iterator[_Drawn]:
-    return (_Drawn(part, rows, *sampler.draw(rows)) for part, rows in parts)
-
-
-def _packed(drawn: Iterator[_Drawn]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """(part, samples) of each batch; PNGs are made by the cores that are left."""
-    return in_order(lambda batch: (batch.part, batch.samples()), drawn, spare_threads())
+def _packed(drawn: Iterator[Drawn]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """(batch, samples) of each part; PNGs are made by the cores that are left."""
+    return in_order(lambda part: (part.batch, part.samples()), drawn, spare_threads())
 
 
 def _write_stream(sampler: Sampler) -> None:
     record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
     parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
 
-    def write(drawn: Iterator[_Drawn]) -> None:
+    def write(drawn: Iterator[Drawn]) -> None:
         stream = (sample for _, samples in _packed(drawn) for sample in samples)
         write_standard_output("images", sampler.describe(), record, stream)
 
-    behind(write, _drawn(sampler, parts))
+    behind(write, sampler.draw(parts))
 
 
 def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) -> None:
@@ -185,7 +190,7 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
         parts = row_ranges(request.count, SHARD_SIZE, request.batch_size)
         wanted = [(shard, rows) for shard, rows in parts if production.wanted(shard)]
 
-        def write(drawn: Iterator[_Drawn]) -> None:
+        def write(drawn: Iterator[Drawn]) -> None:
             for shard, group in groupby(_packed(drawn), key=lambda item: item[0]):
                 samples = (sample for _, batch in group for sample in batch)
                 if tar:
@@ -199,7 +204,7 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
                 sync_files(files)
                 production.mark(shard, {})
 
-        behind(write, _drawn(sampler, _progress(wanted)))
+        behind(write, sampler.draw(_progress(wanted)))
         record = provenance(folder, _inputs(sampler), seed=request.seed)
         production.finish("images", config, record)
 
@@ -211,11 +216,11 @@ def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
     own = [(part, rows) for part, rows in parts if part % state.num_processes == state.process_index]
     with claimed(path, overwrite=overwrite), NpzWriter(path, request.count, size) as writer:
 
-        def write(drawn: Iterator[_Drawn]) -> None:
+        def write(drawn: Iterator[Drawn]) -> None:
             for batch in drawn:
                 writer.put(batch.rows, batch.images, batch.labels)
 
-        behind(write, _drawn(sampler, _progress(own)))
+        behind(write, sampler.draw(_progress(own)))
         writer.finish(sampler.describe())
 
 

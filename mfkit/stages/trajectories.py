@@ -1,13 +1,14 @@
 """trajectories: the teacher's ODE, every state with its true time."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import groupby, starmap
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mfkit.data.codecs import STORED, array_bytes
 from mfkit.data.prefetch import behind
@@ -16,18 +17,18 @@ from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
-from mfkit.precision import evaluating
 from mfkit.processes import processes
 from mfkit.settings import TrajectorySettings
 from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import trajectory
 from mfkit.solvers.times import time_grid
 from mfkit.stages.inputs import latent_shape
+from mfkit.stages.passes import Passes
 
 
 @dataclass(frozen=True)
 class _Solved:
-    """Trajectories of a batch, states (B, S + 1, C, H, W) in the format to be stored; on the CPU."""
+    """Trajectories of some rows, states (B, S + 1, C, H, W) in the format to be stored; on the CPU."""
 
     shard: int
     rows: range
@@ -47,31 +48,38 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
 
     stored_times = array_bytes(times.cpu().numpy())
 
-    def solved(shard: int, rows: range) -> _Solved:
-        with evaluating(settings.precision, device):
-            _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
-            labels = torch.tensor([row % classes for row in rows], device=device)
-            states = trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver)
-            stored = states.to(STORED[settings.dtype]).cpu().transpose(0, 1).numpy()  # (B, S + 1, C, H, W)
-        return _Solved(shard, rows, labels.tolist(), stored)
+    passes = Passes(network.config.side**2, settings.precision, device)
+
+    def path(noise: Tensor, labels: Tensor) -> Tensor:
+        return trajectory(lambda z, t: network(z, t, labels), noise, times, settings.solver).transpose(0, 1)
+
+    def solved(part: tuple[int, range]) -> _Solved:
+        shard, rows = part
+        _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
+        labels = torch.tensor([row % classes for row in rows], device=device)
+        states = passes.run(path, rows, noise, labels).to(STORED[settings.dtype])
+        return _Solved(shard, rows, labels.tolist(), states.cpu().numpy())
 
     def samples(parts: Iterable[_Solved]) -> Iterator[dict[str, Any]]:
         for part in parts:
-            for row, label, path in zip(part.rows, part.labels, part.states, strict=True):
+            for row, label, states in zip(part.rows, part.labels, part.states, strict=True):
                 yield {
                     "__key__": f"{row:09d}",
-                    "states.npy": array_bytes(path),
+                    "states.npy": array_bytes(states),
                     "times.npy": stored_times,
                     "cls": str(label).encode(),
                 }
 
-    config = {"shape": list(shape), "classes": teacher.config["classes"], "trajectories": count, **asdict(settings)}
+    config = {"shape": list(shape), "classes": teacher.config["classes"], "trajectories": count}
+    config |= settings.of_the_result()
     inputs = {"teacher": teacher, **teacher.mention("rae")}
-    parts = row_ranges(count, settings.shard_size, settings.batch_size)
+    batches = row_ranges(count, settings.shard_size, settings.batch_size)
+    parts = ((shard, rows[part]) for shard, rows in batches for part in passes.split(rows))
     if output == STREAM:
         record = provenance(Path.cwd(), inputs, seed=settings.seed)
         behind(
-            lambda ready: write_standard_output("trajectories", config, record, samples(ready)), starmap(solved, parts)
+            lambda ready: write_standard_output("trajectories", config, record, samples(ready)),
+            passes.each(solved, parts),
         )
         return None
     folder = Path(output)
@@ -83,6 +91,6 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
             for shard, group in groupby(ready, key=lambda part: part.shard):
                 production.write(shard, samples(group))
 
-        behind(write, starmap(solved, wanted))
+        behind(write, passes.each(solved, wanted))
         production.finish("trajectories", config, provenance(folder, inputs, seed=settings.seed))
     return output
