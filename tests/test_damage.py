@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import failed
+from conftest import failed, shell
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -74,17 +74,39 @@ def test_what_is_left_out_does_not_depend_on_threads_or_micro_batches(latents: P
 
 
 def test_encoding_leaves_broken_pictures_out(chain: Path, tmp_path: Path, mfkit, caplog) -> None:
-    for number in range(120):
-        folder = tmp_path / "images" / str(number % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number:03d}.png").write_bytes(png_bytes(torch.full((3, 32, 32), number, dtype=torch.uint8)))
-    spoil(tmp_path / "images/1/011.png", 40, b"\0\0\0\0")
+    pictures(tmp_path, 120, [11])
     command = f"encode images --rae {chain}/rae.safetensors --preset digits --shard-size 50 -o latents"
     failed(mfkit(command), 3, "images/1/011.png does not decode")
     done = mfkit(command + " --on-bad skip --overwrite")
     assert done.code == 0 and "1 samples could not be read" in caplog.text and "images/1/011.png" in caplog.text
     described = json.loads(mfkit("inspect latents").out)
     assert described["samples"] == 119 and sum(described["shards"].values()) == 119
+
+
+def pictures(folder: Path, count: int, broken: list[int]) -> None:
+    for number in range(count):
+        (folder / "images" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        file = folder / "images" / str(number % 2) / f"{number:03d}.png"
+        file.write_bytes(png_bytes(torch.full((3, 32, 32), number % 256, dtype=torch.uint8)))
+        if number in broken:
+            spoil(file, 40, b"\0\0\0\0")
+
+
+@pytest.mark.parametrize(("broken", "code"), [([4, 5], 0), ([4, 5, 30], 3)])
+def test_what_processes_and_earlier_runs_left_out_counts_together(
+    broken: list[int], code: int, chain: Path, tmp_path: Path, mfkit
+) -> None:
+    """Of 200 pictures 2 or 3 are broken: no process, and neither of two runs, meets more than 2 of them."""
+    pictures(tmp_path, 200, broken)
+    command = f"encode images --rae {chain}/rae.safetensors --preset digits --shard-size 20 --on-bad skip -o latents"
+    done = shell(f"torchrun --standalone --nproc_per_node 2 -m mfkit {command}", tmp_path)
+    assert (done.returncode == 0) == (code == 0)
+    told = f"{len(broken)} of 200 samples cannot be read" if code else "2 samples could not be read and were left out"
+    assert done.stderr.count(told) == 1, done.stderr
+    if code:  # what is finished is kept, with what is missing from it
+        failed(mfkit(command), 3, told)
+        (tmp_path / "latents/.progress/00000000.json").unlink()
+        failed(mfkit(command), 3, told)
 
 
 def rows_of(location: Path) -> ShardStream:

@@ -1,7 +1,7 @@
 """Samples and shards that cannot be read: an error, or, where the user says so, left out, counted and told."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from accelerate.utils import gather_object
@@ -31,6 +31,9 @@ class Damage:
         """Samples found in shards that are damaged as a whole."""
         self._whole: dict[str, int] = {}
         """Samples in the others."""
+        self._total: int | None = None
+        """Samples of the source, as far as that is known."""
+        self._told: set[object] = set()
 
     def sample(self, place: object, read: Callable[[], T]) -> T | None:
         """What ``read`` gives, or None where the sample at a place is broken and may be left out."""
@@ -58,6 +61,7 @@ class Damage:
         :raises InputError: it names the first.
         """
         lost = self.count()
+        self._total = samples + lost
         if lost > MOST * (samples + lost):
             first = next(iter(self._samples.values()))
             raise InputError(f"{lost} of {samples + lost} samples cannot be read, more than {MOST:.0%}; first: {first}")
@@ -67,15 +71,44 @@ class Damage:
         usual = max(self._whole.values(), default=0)
         return len(self._samples) - len(self._cut) + sum(max(1, usual - found) for found in self._cut.values())
 
+    def among(self, rows: range) -> dict[int, str]:
+        """What was wrong with these rows of a source whose samples are placed by their number."""
+        return {row: self._samples[row] for row in rows if row in self._samples}
+
+    def add(self, samples: Mapping[int, str]) -> None:
+        """Counts what another run or process left out."""
+        for row, why in samples.items():
+            self._samples[row] = why
+
+    def agree(self, readable: int | None = None) -> None:
+        """What any process left out counts for all. All processes call it.
+
+        :param readable: samples that could be read, where that is known better here.
+        :raises InputError: too much was left out.
+        """
+        if not self.skips:
+            return
+        for samples, total in gather_object([(self._samples, self._total)]):
+            self._samples |= samples
+            self._total = self._total or total
+        if readable is None and self._total is not None:
+            readable = self._total - self.count()
+        if readable is not None:
+            try:
+                self.check(readable)
+            except InputError as error:
+                error.everywhere = True
+                raise
+
     def report(self) -> None:
-        """Tells what all processes left out, and how many it was. All processes call it."""
-        parts = gather_object([(self._samples, self.count() - len(self._samples))])
-        told = {place: why for samples, _ in parts for place, why in samples.items()}
-        if told and processes().is_main_process:
-            for why in list(told.values())[:_TOLD]:
+        """Tells what all processes left out since the last report, and how many it was. All processes call it."""
+        self.agree()
+        new = [why for place, why in self._samples.items() if place not in self._told]
+        self._told |= self._samples.keys()
+        if new and processes().is_main_process:
+            for why in new[:_TOLD]:
                 logger.warning("left out: %s", why)
-            lost = len(told) + max(more for _, more in parts)
-            logger.warning("%d samples could not be read and were left out", lost)
+            logger.warning("%d samples could not be read and were left out", self.count())
 
     def _refuse_unless_skipping(self, error: InputError) -> None:
         if not self.skips:

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from mfkit.settings import differing
 
 logger = logging.getLogger(__name__)
 
-_LABEL = "largest_label"
+_LABEL, _LEFT_OUT = "largest_label", "left_out"
 
 
 class Production:
@@ -82,8 +82,13 @@ class Production:
         """Whether this process is to write the shard."""
         return shard % self._state.num_processes == self._state.process_index and not self._mark(shard).exists()
 
-    def write(self, shard: int, samples: Iterable[dict[str, Any]]) -> None:
-        """Writes a shard of samples as a tar, and marks it as finished."""
+    def write(
+        self, shard: int, samples: Iterable[dict[str, Any]], left_out: Callable[[], Mapping[int, str]] = dict
+    ) -> None:
+        """Writes a shard of samples as a tar, and marks it as finished.
+
+        :param left_out: rows that are missing from it, and why, once it is written.
+        """
         largest = 0
 
         def labelled() -> Iterator[dict[str, Any]]:
@@ -93,12 +98,22 @@ class Production:
                 yield sample
 
         written = write_shard(self.folder / f"{shard:05d}.tar", labelled())
-        self.mark(shard, asdict(written) | {_LABEL: largest})
+        self.mark(shard, asdict(written) | {_LABEL: largest, _LEFT_OUT: list(left_out().items())})
 
     def largest_label(self) -> int:
         """The largest class index that any process wrote. Waits for all processes."""
         self._state.wait_for_everyone()
         return max((record[_LABEL] for record in self._records()), default=0)
+
+    def left_out(self) -> dict[int, str]:
+        """Rows that are missing from the shards that are finished, in this run or an earlier one. Waits for all."""
+        self._state.wait_for_everyone()
+        return {row: why for record in self._records() for row, why in record[_LEFT_OUT]}
+
+    def written(self) -> int:
+        """Samples in the shards that any process wrote, in this run or an earlier one. Waits for all processes."""
+        self._state.wait_for_everyone()
+        return sum(len(record["offsets"]) - 1 for record in self._records())
 
     def mark(self, shard: int, record: Mapping[str, Any]) -> None:
         write_text(self._mark(shard), json.dumps(record))

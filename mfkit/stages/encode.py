@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,12 @@ def encode(
 
         def write(encoded: Iterator[_Encoded]) -> None:
             for shard, group in groupby(encoded, key=lambda item: item.shard):
-                production.write(shard, _samples(group, names))
+                rows = range(shard * settings.shard_size, (shard + 1) * settings.shard_size)
+                production.write(shard, _samples(group, names), partial(source.damage.among, rows))
 
         behind(write, _encoded(batches, rae, settings, mirror))
+        source.damage.add(production.left_out())
+        source.damage.agree(production.written() // (1 + mirror))
         names = names or [str(label) for label in range(production.largest_label() + 1)]
         config = {"shape": shape, "classes": names} | description
         production.finish("latents", config, provenance(folder, inputs, seed=None))

@@ -125,6 +125,7 @@ def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> 
         if to_save or done % settings.log_every == 0:
             meter.write(done, rate)
         if to_save:
+            stage.source.damage.agree()
             checkpoint.save(run.output, done, identity, optimisation, keep=settings.keep)
             agreement.saved()
         if verdict.signal:
