@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import failed, shell
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from mfkit.data.codecs import array_bytes, png_bytes
 from mfkit.data.images import folder_names
 from mfkit.files.tensors import safetensors_header, save_tensors
+from mfkit.networks.rae import RAEConfig, new_decoder
 
 MOST_MEMORY = 1 << 29
 
@@ -378,3 +380,71 @@ def test_pictures_that_are_no_files_or_endless(make, tmp_path: Path, chain: Path
     (tmp_path / "images").mkdir()
     make(tmp_path / "images/a.png")
     failed(mfkit(f"encode images --rae {chain}/rae.safetensors --preset digits -o out"), 3, "images")
+
+
+def test_weights_that_claim_more_than_they_hold(tmp_path: Path, mfkit) -> None:
+    """A number that stands for millions, and tensors of no numbers but great widths."""
+    wide = {
+        "x_embedder.proj.weight": (10**9, 0, 1, 1), "s_embedder.proj.weight": (10**9, 0, 1, 1), "pos_embed": (1, 4, 0),
+        "y_embedder.embedding_table.weight": (11, 0), "enc_feat_rope.freqs_cos": (4, 4),
+        "dec_feat_rope.freqs_cos": (4, 4), "blocks.0.attn.qkv.weight": (0, 10**9),
+    }  # fmt: skip
+    empty = {name: torch.zeros(shape) for name, shape in wide.items()}
+    save_tensors(tmp_path / "empty.safetensors", empty, {})
+    failed(mfkit("import empty.safetensors -o x.safetensors"), 3, "empty.safetensors")
+    torch.save({name: torch.zeros(()).expand(20000, 3000, 1, 1) for name in wide}, tmp_path / "repeated.pt")
+    failed(mfkit("import repeated.pt -o x.safetensors"), 3, "repeated.pt holds weights that claim more numbers")
+
+
+@pytest.mark.parametrize("architecture", ["vit_7b_patch16_dinov3", "vit_giant_patch14_dinov2"])
+def test_an_encoder_that_is_larger_than_its_file(architecture: str, tmp_path: Path, mfkit) -> None:
+    save_tensors(tmp_path / "model.safetensors", {"pos_embed": torch.zeros(1, 5, 2)}, {})
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    command = (
+        "train-rae digits:heldout --encoder model.safetensors --preset digits --encoder-size 224 -o rae.safetensors"
+    )
+    failed(mfkit(command), 3, "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small AutoencoderRAE as diffusers saves it, with an encoder of timm's names."""
+    folder = tmp_path_factory.mktemp("rae")
+    small = dict(img_size=32, embed_dim=64, depth=1, num_heads=1, num_classes=0, no_embed_class=True)
+    encoder = timm.create_model("vit_base_patch16_224", **small)
+    sizes = dict(decoder_width=32, decoder_depth=1, decoder_heads=2, decoder_hidden=64)
+    decoder = new_decoder(RAEConfig(encoder_name="", encoder_size=32, image_size=16, channels=64, side=2, **sizes))
+    tensors = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    tensors |= {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
+    tensors |= {name: torch.ones(1, 3, 1, 1) for name in ("encoder_mean", "encoder_std")}
+    tensors |= {name: torch.ones(1, 64, 1, 1) for name in ("_latents_mean", "_latents_std")}
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", tensors, {})
+    config = {
+        "_class_name": "AutoencoderRAE", "encoder_type": "mae", "encoder_hidden_size": 64,
+        "encoder_num_hidden_layers": 1, "encoder_patch_size": 16, "encoder_input_size": 32, "patch_size": 8,
+        "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 64,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_of_an_rae(autoencoder: Path, mfkit) -> None:
+    assert mfkit(f"import {autoencoder} -o rae.safetensors").code == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("decoder_num_hidden_layers", 10**6), ("encoder_num_hidden_layers", 10**6), ("decoder_hidden_size", 10**6),
+        ("encoder_hidden_size", 10**6), ("encoder_input_size", 10**6), ("patch_size", 10**6),
+        ("decoder_intermediate_size", 10**9),
+    ],
+)  # fmt: skip
+def test_a_folder_of_an_rae_that_fills_memory(field: str, value: int, autoencoder: Path, tmp_path: Path, mfkit) -> None:
+    folder = tmp_path / "rae"
+    folder.mkdir()
+    (folder / "diffusion_pytorch_model.safetensors").symlink_to(autoencoder / "diffusion_pytorch_model.safetensors")
+    config = json.loads((autoencoder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    failed(mfkit("import rae -o x.safetensors"), 3, "rae")

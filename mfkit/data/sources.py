@@ -4,8 +4,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +26,10 @@ from mfkit.files.document import fields, parse_json
 from mfkit.processes import processes
 from mfkit.settings import OnBad
 
+_MOST = 1_000_000
+"""Shards that braces may name: all names are kept."""
+_LONGEST = 100
+"""Characters of a range of numbers."""
 _ENOUGH = 1000
 """Samples of a stream after which the share of broken ones is looked at."""
 
@@ -174,6 +180,8 @@ def shard_urls(location: str) -> list[str]:
     path = Path(location)
     if location == "-" or location.startswith("pipe:"):
         return [location]
+    if prod(map(_choices, re.findall(r"\{([^{}]*)\}", location))) > _MOST:
+        raise UsageError(f"{location} names more than {_MOST} shards")
     if path.is_dir():
         urls = sorted(str(shard) for shard in path.glob("*.tar"))
     elif any(mark in location for mark in "*?["):
@@ -184,6 +192,16 @@ def shard_urls(location: str) -> list[str]:
     if missing or not urls:
         raise InputError(f"{missing[0]} does not exist" if missing else f"{location} holds no .tar shards")
     return urls
+
+
+def _choices(braces: str) -> int:
+    """How many texts stand for what is between two braces, or a few more."""
+    numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\..*)?", braces)
+    if not numbers:
+        return braces.count(",") + 1
+    if len(braces) > _LONGEST:
+        return _MOST + 1
+    return abs(int(numbers[2]) - int(numbers[1])) + 1
 
 
 def _is_plain_tar(url: str) -> bool:

@@ -1,10 +1,10 @@
 """Networks in safetensors files: one file holds the weights and all that it takes to build their network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from mfkit.networks.rae import RAE
     from mfkit.networks.vae import VAE
 
+Network = TypeVar("Network", bound=nn.Module)
+
 KINDS = ("rae", "teacher", "student")
-_MOST_POSITIONS = 1 << 30
-"""Numbers in a table of positions; the largest network here has 1.2 million."""
+_OTHER_GRID = 1 << 26
+"""Numbers that positions may have more than those of their file, when they are for a larger image."""
 
 
 def load(path: str | Path) -> nn.Module:
@@ -39,11 +41,29 @@ def load(path: str | Path) -> nn.Module:
     sizes = artifact.config["network"]
     _check_sizes(sizes, artifact.path)
     with using(f"{path}: the network that it describes"):
-        with torch.device("meta"):
-            _check_fit(_shapes(build(artifact.kind, sizes).state_dict()), _held(artifact.path), artifact.path)
-        network = build(artifact.kind, sizes)
+        network = fitting(lambda: build(artifact.kind, sizes), _held(artifact.path), artifact.path)
     load_weights(network, read_tensors(artifact.path), artifact.path)
     return network.eval()
+
+
+def fitting(make: Callable[[], Network], held: Mapping[str, tuple[int, ...]], path: Path) -> Network:
+    """The network that ``make`` builds, once it is known to have the tensors of its file, so to be no larger.
+
+    :param held: shapes by name.
+    """
+    with torch.device("meta"):
+        _check_fit(shapes(make().state_dict()), held, path)
+    return make()
+
+
+def check_room(outline: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses a network that is larger than its file but for its positions, which may be those of another grid.
+
+    :param outline: the network on the device ``meta``.
+    """
+    numbers, held = (sum(value.numel() for value in part.values()) for part in (outline.state_dict(), tensors))
+    if numbers > held + _OTHER_GRID:
+        raise InputError(f"{path} does not hold its network: {held} numbers of {numbers}")
 
 
 def _check_sizes(sizes: Mapping[str, Any], path: Path) -> None:
@@ -55,9 +75,6 @@ def _check_sizes(sizes: Mapping[str, Any], path: Path) -> None:
         most = len(held) if name.endswith("depth") else numbers
         if isinstance(value, int) and value > most:
             raise InputError(f"{path} does not hold the network that it describes: its {name} is {value}")
-    width = max(sizes.get("width", 0), sizes.get("decoder_width", 0))
-    if sizes["side"] ** 2 * width > _MOST_POSITIONS:
-        raise InputError(f"{path} describes a network for {sizes['side']} x {sizes['side']} tokens: too many")
 
 
 def _held(path: Path) -> dict[str, tuple[int, ...]]:
@@ -66,7 +83,8 @@ def _held(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
@@ -93,9 +111,7 @@ def load_autoencoder(artifact: Artifact, *, image_size: int | None = None, side:
     with using(artifact.path):
         held = {current_name(name): shape for name, shape in _held(file).items()}
         check_vae(config, len(held), sum(prod(shape) for shape in held.values()), artifact.path)
-        with torch.device("meta"):
-            _check_fit(_shapes(build_vae(config).state_dict()), held, file)
-        network = build_vae(config)
+        network = fitting(lambda: build_vae(config), held, file)
         load_weights(network, {current_name(name): value for name, value in read_tensors(file).items()}, file)
         return VAE(network, image_size=image_size, side=side)
 
@@ -132,7 +148,7 @@ def save(path: Path, network: "DiT | RAE", kind: str, config: Mapping[str, Any],
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Loads strictly, and names the keys that do not fit."""
-    _check_fit(_shapes(network.state_dict()), _shapes(tensors), path)
+    _check_fit(shapes(network.state_dict()), shapes(tensors), path)
     with torch.no_grad():
         network.load_state_dict(tensors)
 

@@ -19,6 +19,7 @@ from mfkit.networks.layers import (
     PixelEmbedding,
     RotaryPositions,
     TimeEmbedding,
+    check_sizes,
     linear,
     sincos_positions,
 )
@@ -39,6 +40,9 @@ class DiTConfig:
     head_heads: int
     gated: bool = True
     """Blocks feed forward through SwiGLU, as the released models do; otherwise through a plain GELU layer."""
+
+    def __post_init__(self) -> None:
+        check_sizes(depth=self.depth + self.head_depth, side=self.side, width=max(self.width, self.head_width))
 
 
 class DiT(nn.Module):

@@ -7,6 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_DEEPEST = 1000
+"""Blocks of a network; the deepest published one here has 40."""
+_MOST_POSITIONS = 1 << 26
+"""Numbers in a table of positions; the largest published one here has 1.2 million."""
+
+
+def check_sizes(*, depth: int, side: int, width: int) -> None:
+    """Refuses a network that takes forever to build, before any of it is built: files of others describe theirs.
+
+    :raises ValueError: with the size.
+    """
+    if depth > _DEEPEST:
+        raise ValueError(f"a network of {depth} blocks; at most {_DEEPEST} are built")
+    if side**2 * width > _MOST_POSITIONS:
+        raise ValueError(f"positions of {side} x {side} tokens of width {width}: too many")
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension, computed in float32, with a learnt weight."""

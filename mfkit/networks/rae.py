@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
 from torch import Tensor, nn
 
 from mfkit.errors import InputError
+from mfkit.networks.layers import check_sizes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,6 +39,10 @@ class RAEConfig:
     decoder_hidden: int
     decoder_positions: bool = False
     """The decoder's positions are with its weights, since diffusers makes others for its grid."""
+
+    def __post_init__(self) -> None:
+        depth = max(self.decoder_depth, self.encoder.get("depth", 0))
+        check_sizes(depth=depth, side=self.side, width=max(self.channels, self.decoder_width))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

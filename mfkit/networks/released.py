@@ -6,6 +6,7 @@ Names: github.com/bytetriper/RAE (teachers, decoders) and github.com/sony/mf-rae
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from mfkit.errors import InputError
@@ -20,6 +21,8 @@ _HEAD_DEPTH = 2
 """Of all published DiT-DH: what tells the parts of a network apart whose widths are the same."""
 _DECODER_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Heads of the published decoders by width; the shapes do not tell them."""
+_SHARED = 2
+"""How often a number may be used: tied weights are those of two layers."""
 _ATTENTION = {
     "attention.attention.query": "attention.to_q",
     "attention.attention.key": "attention.to_k",
@@ -42,9 +45,16 @@ def state_dict(document: object, wanted: Literal["ema", "model"] | None, origin:
         held = " and ".join(f"`{name}`" for name in parts) or "plain weights"
         raise InputError(f"{origin} holds no `{wanted}` weights, but {held}")
     chosen = parts.get(wanted or "ema", parts.get("model", document))
-    tensors = {_unwrapped(str(name)): value for name, value in chosen.items() if isinstance(value, Tensor)}
+    tensors = {
+        _unwrapped(str(name)): value
+        for name, value in chosen.items()
+        if isinstance(value, Tensor) and value.layout is torch.strided
+    }
     if not tensors:
         raise InputError(f"{origin} holds no weights; its entries: {some_names(document)}")
+    stored = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, tensors.values())}
+    if sum(value.nbytes for value in tensors.values()) > _SHARED * sum(stored.values()):
+        raise InputError(f"{origin} holds weights that claim more numbers than are stored")
     return tensors
 
 

@@ -15,7 +15,8 @@ from mfkit.files import weights
 from mfkit.files.artifact import Artifact, file_digest, open_artifact
 from mfkit.files.document import fields, read_json
 from mfkit.files.foreign import local, read_document
-from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches
+from mfkit.networks.layers import check_sizes
+from mfkit.networks.rae import IMAGENET_MEAN, IMAGENET_STD, RAE, RAEConfig, encode_patches, new_decoder
 from mfkit.networks.released import state_dict
 from mfkit.networks.transformers_names import is_transformers_layout, timm_arguments, timm_names
 from mfkit.presets import TINY_ENCODER
@@ -75,6 +76,8 @@ def timm_encoder(
 
     :param tensors: the weights, where they are in ``file`` among others.
     """
+    with using(file or name):
+        check_sizes(depth=arguments.get("depth", 0), side=0, width=0)
     patch = patch_size(name, arguments)
     if size % patch:
         raise UsageError(f"{name} cuts images into patches of {patch} pixels, which do not divide {size}")
@@ -82,9 +85,16 @@ def timm_encoder(
         held = tensors or state_dict(read_document(file), None, file)
         if is_transformers_layout(held):
             arguments = {**arguments, **timm_arguments(held)}
+
+        def make() -> nn.Module:
+            return timm.create_model(name, num_classes=0, img_size=size, **arguments)
+
         with using(f"{file}, as weights of {name},"):
-            network = timm.create_model(name, num_classes=0, img_size=size, **arguments)
-            adapted = _adapted(held, network)
+            with torch.device("meta"):
+                outline = make()
+            weights.check_room(outline, held, file)
+            adapted = _adapted(held, outline)
+            network = weights.fitting(make, weights.shapes(adapted), file)
         weights.load_weights(network, adapted, file)
     else:
         network = _published(name, arguments, size)
@@ -114,17 +124,24 @@ def _published(name: str, arguments: Mapping[str, Any], size: int) -> nn.Module:
         ) from error
 
 
-def assemble(encoder: Encoder, decoder: Mapping[str, Any]) -> RAE:
-    """An RAE of this encoder and a fresh decoder.
+def assemble(
+    encoder: Encoder, decoder: Mapping[str, Any], tensors: dict[str, Tensor] | None = None, file: Path | None = None
+) -> RAE:
+    """An RAE of this encoder, and a decoder that is fresh or has these weights.
 
     :param decoder: the fields of an :class:`~mfkit.networks.rae.RAEConfig` beside the encoder's.
+    :param tensors: of the decoder; ``file``: where they are from.
     """
     config = RAEConfig(
         encoder_name=encoder.name, encoder=encoder.arguments, encoder_size=encoder.size, encoder_mean=encoder.mean,
         encoder_std=encoder.std, **decoder,
     )  # fmt: skip
+    if tensors is not None and file is not None:
+        weights.fitting(lambda: new_decoder(config), weights.shapes(tensors), file)
     rae = RAE(config)
     rae.encoder.load_state_dict(encoder.network.state_dict())
+    if tensors is not None and file is not None:
+        weights.load_weights(rae.decoder, tensors, file)
     return rae
 
 

@@ -100,7 +100,7 @@ def _from_file(path: Path, request: Import) -> _Imported:
         return _from_parts(path, tensors, request)
     request.refuse(f"a {holding}", "stats", "encoder", "encoder_weights", "decoder_heads")
     config = generator_config(tensors, path)
-    network = weights.build(holding, vars(config))
+    network = weights.fitting(lambda: weights.build(holding, vars(config)), weights.shapes(tensors), path)
     weights.load_weights(network, tensors, path)
     inputs = {"weights": _foreign(path, "weights")}
     if request.rae:
@@ -124,12 +124,12 @@ def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> _Imp
             f"{' x '.join(map(str, encoder.latent_shape()))}"
         )
     named = diffusers_decoder_names(tensors)
-    rae = assemble(encoder, sizes)
-    if torch.allclose(named["decoder_pos_embed"].float(), rae.decoder.get_buffer("decoder_pos_embed"), atol=1e-5):
-        del named["decoder_pos_embed"]
-    else:
-        rae = assemble(encoder, sizes | {"decoder_positions": True})
-    weights.load_weights(rae.decoder, named, path)
+    positions = named.pop("decoder_pos_embed")
+    rae = assemble(encoder, sizes, named, path)
+    if not torch.allclose(positions.float(), rae.decoder.get_buffer("decoder_pos_embed"), atol=1e-5):
+        rae = assemble(
+            encoder, sizes | {"decoder_positions": True}, named | {"decoder_pos_embed": positions}, path
+        )  # fmt: skip
     stats = local(request.stats)
     _set_statistics(rae, state_dict(read_document(stats), None, stats), stats)
     inputs = {"decoder": _foreign(path, "weights"), "stats": _foreign(stats, "statistics")}
@@ -173,12 +173,12 @@ def _from_diffusers(folder: Path, request: Import) -> _Imported:
     mean, std = (tuple(plain[f"encoder_{what}"].flatten().tolist()) for what in ("mean", "std"))
     encoder = replace(encoder, mean=mean, std=std)
     channels, side, _ = encoder.latent_shape()
-    rae = assemble(encoder, {
+    sizes = {
         "image_size": side * config["patch_size"], "channels": channels, "side": side,
         "decoder_width": config["decoder_hidden_size"], "decoder_depth": config["decoder_num_hidden_layers"],
         "decoder_heads": config["decoder_num_attention_heads"], "decoder_hidden": config["decoder_intermediate_size"],
-    })  # fmt: skip
-    weights.load_weights(rae.decoder, held["decoder."], file)
+    }  # fmt: skip
+    rae = assemble(encoder, sizes, held["decoder."], file)
     scale = (plain["_latents_std"].double() + VARIANCE_FLOOR) / config.get("scaling_factor", 1.0)
     # diffusers divides by std + floor, we by sqrt(var + floor): a variance that makes them the same.
     _spread("_latents_std", scale.square() - VARIANCE_FLOOR, rae.latent_var, file)

@@ -45,7 +45,8 @@ _DAY = 86_400
 def work(model: Path, rae: Path | None) -> dict[str, Any]:
     """10^9 operations per image and evaluation, of a generator file and its RAE or VAE."""
     artifact = open_artifact(model, kinds=("teacher", "student"))
-    config = DiTConfig(**artifact.config["network"])
+    with using(model):
+        config = DiTConfig(**artifact.config["network"])
     other = open_artifact(Path(follow(rae, artifact, "rae", "--rae")), kinds=AUTOENCODERS)
     check_decodes(other, latent_shape(artifact), model)
     decoder, image_size = _decoder(other, config.side)
@@ -173,10 +174,10 @@ def _counted(samples: int, per_sample: float) -> dict[str, Any]:
 
 def _decoder(autoencoder: Artifact, side: int) -> tuple[Work, int]:
     """The decoder's work, and the side of its images in pixels."""
-    if autoencoder.kind == "rae":
-        config = RAEConfig(**autoencoder.config["network"])
-        return decoder_work(config), config.image_size
     with using(autoencoder.path):
+        if autoencoder.kind == "rae":
+            config = RAEConfig(**autoencoder.config["network"])
+            return decoder_work(config), config.image_size
         factor = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
         return vae_decoder_work(autoencoder.config, side), factor * side
 
