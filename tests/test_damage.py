@@ -140,7 +140,7 @@ def files_of(folder: Path) -> list[Path]:
     "made", ["latents", "traj", "samples", "rae.safetensors", "teacher.safetensors", "mft.safetensors"]
 )
 def test_verify_finds_any_changed_byte(made: str, chain: Path, tmp_path: Path, mfkit) -> None:
-    """A bit anywhere in any of the files; PNG has checksums of its own, but not of all that it may hold."""
+    """A bit anywhere in any of the files."""
     (shutil.copytree if (chain / made).is_dir() else shutil.copy)(chain / made, tmp_path / made)
     assert mfkit(f"inspect {made} --verify").code == 0
     chance = random.Random(0)

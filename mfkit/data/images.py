@@ -111,6 +111,11 @@ class ImageFolder:
         shown = ", ".join(f"{width} x {height}" for width, height in sorted(found)[:3])
         return shown + (", …" if len(found) > 3 else "")
 
+    @property
+    def files(self) -> list[Path]:
+        """Where the rows are from."""
+        return [file for file, _ in self._files]
+
     def __len__(self) -> int:
         return len(self._files)
 

@@ -18,7 +18,7 @@ from mfkit.settings import differing
 
 logger = logging.getLogger(__name__)
 
-_LABEL, _LEFT_OUT = "largest_label", "left_out"
+_LABEL, _LEFT_OUT, _FILES = "largest_label", "left_out", "files"
 
 
 class Production:
@@ -98,7 +98,7 @@ class Production:
                 yield sample
 
         written = write_shard(self.folder / f"{shard:05d}.tar", labelled())
-        self.mark(shard, asdict(written) | {_LABEL: largest, _LEFT_OUT: list(left_out().items())})
+        self._write_mark(shard, asdict(written) | {_LABEL: largest, _LEFT_OUT: list(left_out().items())})
 
     def largest_label(self) -> int:
         """The largest class index that any process wrote. Waits for all processes."""
@@ -115,7 +115,14 @@ class Production:
         self._state.wait_for_everyone()
         return sum(len(record["offsets"]) - 1 for record in self._records())
 
-    def mark(self, shard: int, record: Mapping[str, Any]) -> None:
+    def mark_files(self, shard: int, files: Mapping[str, str]) -> None:
+        """Marks a part of the folder as finished that is files, not a tar.
+
+        :param files: their digests by their paths in the folder.
+        """
+        self._write_mark(shard, {_FILES: dict(files)})
+
+    def _write_mark(self, shard: int, record: Mapping[str, Any]) -> None:
         write_text(self._mark(shard), json.dumps(record))
 
     def finish(self, kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -127,7 +134,8 @@ class Production:
                 for record in self._records()
                 if "offsets" in record
             ]
-            write_index(self.folder, kind, config, provenance, shards)
+            files = {name: digest for record in self._records() for name, digest in record.get(_FILES, {}).items()}
+            write_index(self.folder, kind, config, provenance, shards, files)
             for mark in self._progress.iterdir():
                 if mark != self._begun:
                     mark.unlink()

@@ -51,9 +51,13 @@ def write_shard(path: Path, samples: Iterable[dict[str, Any]]) -> Shard:
 
 
 def write_index(
-    folder: Path, kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any], shards: list[Shard]
-) -> None:
-    """The description of a shard folder; its presence says that the folder is complete."""
+    folder: Path, kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any], shards: list[Shard],
+    files: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """The description of a folder of shards, or of pictures; its presence says that the folder is complete.
+
+    :param files: digests of the pictures by their paths in the folder.
+    """
     document = {
         "kind": kind,
         "config": dict(config),
@@ -61,6 +65,8 @@ def write_index(
         "shards": [{"samples": shard.samples} | asdict(shard) for shard in shards],
         "provenance": dict(provenance),
     }
+    if files:
+        document["files"] = dict(files)
     write_text(folder / INDEX_NAME, json.dumps(document | {"digest": index_digest(document)}) + "\n")
 
 
@@ -110,6 +116,15 @@ def read_index(folder: Path) -> list[Shard]:
     if not any(shard.samples for shard in shards):
         raise InputError(f"{index} names no samples")
     return shards
+
+
+def read_files(folder: Path) -> dict[str, str]:
+    """Digests of the pictures that a folder's index names, by their paths in it; empty where it names none."""
+    index = folder / INDEX_NAME
+    files = fields(read_json(index), index).get("files", {})
+    if not isinstance(files, dict):
+        raise InputError(f"{index} is damaged: its files are not named")
+    return files
 
 
 def unfinished(folder: Path) -> bool:

@@ -173,7 +173,7 @@ def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
 def index_digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of what an index says beside its own digest."""
     said = {name: value for name, value in document.items() if name != "digest"}
-    return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return digest(json.dumps(said, sort_keys=True).encode())
 
 
 def index_is_intact(folder: Path) -> bool:
@@ -190,6 +190,10 @@ def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) ->
         _PREFIX + "config": json.dumps(config),
         _PREFIX + "provenance": json.dumps(record),
     }
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -22,7 +22,7 @@ from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.errors import UsageError
 from mfkit.files import weights
-from mfkit.files.artifact import Artifact, open_artifact, provenance
+from mfkit.files.artifact import Artifact, digest, open_artifact, provenance
 from mfkit.files.atomic import claimed, sync_files, whole_file
 from mfkit.files.pictures import write_grid
 from mfkit.networks.dit import DiT, VelocityDiT
@@ -196,13 +196,14 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
                 if tar:
                     production.write(shard, samples)
                     continue
-                files = []
+                files = {}
                 for item in samples:
-                    files.append(folder / names[int(item["cls"])] / f"{item['__key__']}.png")
-                    with whole_file(files[-1], sync=False) as partial:
+                    name = f"{names[int(item['cls'])]}/{item['__key__']}.png"
+                    with whole_file(folder / name, sync=False) as partial:
                         partial.write_bytes(item["png"])
-                sync_files(files)
-                production.mark(shard, {})
+                    files[name] = digest(item["png"])
+                sync_files([folder / name for name in files])
+                production.mark_files(shard, files)
 
         behind(write, sampler.draw(_progress(wanted)))
         record = provenance(folder, _inputs(sampler), seed=request.seed)

@@ -11,7 +11,7 @@ from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, broken, decode_image
 from mfkit.data.damage import Damage
 from mfkit.data.images import ImageFolder
 from mfkit.data.npz import read_npz
-from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_index, unfinished
+from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_files, read_index, unfinished
 from mfkit.data.sources import shard_urls
 from mfkit.data.tars import DAMAGED, content, members, split_name
 from mfkit.errors import InputError, reason, using
@@ -60,19 +60,28 @@ def _folder(folder: Path) -> Checks:
     indexed = (folder / INDEX_NAME).exists()
     shards = sorted(folder.glob("*.tar"))
     if indexed:
-        artifact = open_artifact(folder)
+        kind = open_artifact(folder).kind
         yield None if index_is_intact(folder) else f"{folder / INDEX_NAME}: its digest is another"
-        if shards or artifact.kind != "images":
+        if shards or kind != "images":
             yield from _indexed(folder)
             return
     if shards:
         for url in shard_urls(str(folder)):
             yield from _tar(Path(url))
         return
-    images = ImageFolder(folder, None, Damage())
-    yield from (_said(lambda row=row: images[row]) for row in range(len(images)))
-    if indexed and len(images) != artifact.config.get("images"):
-        yield f"{folder} holds {len(images)} images of {artifact.config.get('images')}"
+    yield from _pictures(folder, read_files(folder) if indexed else {})
+
+
+def _pictures(folder: Path, digests: dict[str, str]) -> Checks:
+    """Every picture decodes and, where their digests are known, is what it was, with none more or fewer."""
+    images, found = ImageFolder(folder, None, Damage()), set()
+    for row, file in enumerate(images.files):
+        wrong, name = _said(lambda row=row: images[row]), file.relative_to(folder).as_posix()
+        found.add(name)
+        if digests and not wrong and file_digest(file) != digests.get(name):
+            wrong = f"{file}: its digest is another" if name in digests else f"{file} is none of the folder's pictures"
+        yield wrong
+    yield from (f"{folder / name} is missing" for name in digests if name not in found)
 
 
 def _indexed(folder: Path) -> Checks:
