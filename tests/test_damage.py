@@ -115,6 +115,19 @@ def rows_of(location: Path) -> ShardStream:
     return source
 
 
+def test_a_stream_that_breaks_off_is_an_error_anyway(chain: Path, tmp_path: Path) -> None:
+    """Nothing says how much is missing."""
+    solve = f"mfkit trajectories --teacher {chain}/teacher.safetensors -n 64 --solver-steps 2 -o -"
+    train = f"mfkit midtrain - --teacher {chain}/teacher.safetensors -o c.safetensors --steps 9 --batch-size 8"
+    done = shell(f"{solve} | head -c 200000 | {train} --on-bad skip", tmp_path)
+    assert done.returncode == 3 and "- is damaged or truncated" in done.stderr, done.stderr
+    write_shard(tmp_path / "x.tar", [{"__key__": f"{i}", "png": png_bytes(torch.zeros(3, 32, 32).byte()), "cls": b"1"}
+                                     for i in range(200)])  # fmt: skip
+    command = f"mfkit encode - --rae {chain}/rae.safetensors --preset digits --on-bad skip -o latents"
+    done = shell(f"head -c 300001 x.tar | {command}", tmp_path)
+    assert done.returncode == 3 and not (tmp_path / "latents/index.json").exists(), done.stderr
+
+
 def test_the_rest_of_a_rotten_shard_is_left_out(tmp_path: Path) -> None:
     """Without an index, read by random access and as a stream; of 300 shards one, so that little is lost."""
     for shard in range(300):

@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
         overwrite: options.Overwrite = False,
     ) -> str:
         """Training logs → loss, raw error and gradient norm, as a picture."""
+        from mfkit.errors import using
         from mfkit.files.atomic import claimed
         from mfkit.files.pictures import write_curves
         from mfkit.training.log import read
@@ -24,6 +25,6 @@ def register(app: typer.Typer) -> None:
         if len(set(names)) < len(names):
             names = [str(log) for log in logs]
         curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
-        with claimed(output, overwrite=overwrite):
+        with claimed(output, overwrite=overwrite), using(", ".join(map(str, logs))):
             write_curves(output, curves)
         return str(output)

@@ -131,6 +131,10 @@ class ShardStream:
                 failed = url.startswith("pipe:") and isinstance(error, OSError)
                 what = "its command failed" if failed else reason(error)
                 broken = InputError(f"{url} is damaged or truncated: {what}")
+            except InputError as error:
+                broken = error
+            if broken and not self.repeatable:
+                raise broken  # how much of a stream is lost is not known
             self.damage.shard(url, count, broken)
             total += count
         self.damage.check(total)

@@ -36,6 +36,9 @@ def read_statistics(path: Path) -> Statistics | None:
         raise InputError(f"{path}: mu is {mean.shape} and sigma {covariance.shape}; expected: (D,) and (D, D)")
     if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
         raise InputError(f"{path}: mu or sigma is not finite")
+    of = found.conditions.get("of", {})
+    if not isinstance(of, dict) or not all(isinstance(of.get(name, 0), int | None) for name in ("images", "size")):
+        raise InputError(f"{path}: its conditions do not say of what images it is")
     return Statistics(mean, covariance, found.conditions, "arr_0" in found.names, file_digest(path))
 
 

@@ -29,7 +29,11 @@ def model_card(student: Artifact, parameters: int, image_size: int, measured: di
         "## Made by\n\n```sh\n"
         + "\n".join(record["command"] for record in records if "command" in record)
         + "\n```"
-        + (f"\n\nVersions: mfkit {student.provenance['version']}, {versions}." if versions else ""),
+        + (
+            f"\n\nVersions: mfkit {student.provenance.get('version', 'of an unknown version')}, {versions}."
+            if versions
+            else ""
+        ),
         "## Measured\n\n" + _measured(measured),
         "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(student.config["classes"])),
     ]

@@ -4,6 +4,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def _evaluated(samples: str, reference: str, wanted: Evaluation) -> dict[str, An
         size = features.image_size if reference.endswith(".npz") else one.conditions["size"]
         other = measure(reference, size=size)
     _warn(one, other)
-    result: dict[str, Any] = {"frechet_distance": frechet_distance(one.moments, other.moments)}
+    distance = frechet_distance(one.moments, other.moments)
+    if not isfinite(distance):
+        raise InputError(f"the distance of {samples} to {reference} is not finite: their features are too large")
+    result: dict[str, Any] = {"frechet_distance": distance}
     if one.probabilities is not None:
         mean, deviation = inception_score(one.probabilities[_shuffled(len(one.probabilities))])
         result["inception_score"] = {"mean": mean, "std": deviation}

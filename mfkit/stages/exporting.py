@@ -43,7 +43,8 @@ def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, ove
     loaded = weights.load_autoencoder(autoencoder, side=student.config.side)
     decoder = _decoder(loaded) if isinstance(loaded, RAE) else loaded.network
     pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), FlowMapEulerDiscreteScheduler(shift=1.0))
-    card = model_card(artifact, parameter_count(student), loaded.config.image_size, measured)
+    with using(fid or model):
+        card = model_card(artifact, parameter_count(student), loaded.config.image_size, measured)
     with _whole_folder(folder, overwrite) as partial:
         pipeline.save_pretrained(partial)
         (partial / "README.md").write_text(card)
