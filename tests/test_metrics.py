@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import failed
 
 from mfkit.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.metrics.frechet import Moments, frechet_distance
@@ -108,13 +109,13 @@ def test_attention_is_counted_by_hand(mfkit) -> None:
     assert rules["macs"]["generator"] - rules["macs_without_attention"]["generator"] == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_inception_weights_that_cannot_be_downloaded_are_one_line(mfkit, monkeypatch) -> None:
+def test_inception_weights_that_cannot_be_downloaded_or_are_others(mfkit, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    if Path("/tmp/inception-2015-12-05.pt").exists():
-        pytest.skip("clean-fid finds a copy of the weights on this machine")
-    result = mfkit("fid digits:heldout --reference digits:heldout")
-    assert result.code == 3 and result.out == "" and result.err.count("\n") == 1
-    assert "give --inception FILE, or other --features" in result.err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = "fid digits:heldout --reference digits:heldout"
+    failed(mfkit(command), 3, "give --inception FILE, or other --features")
+    (tmp_path / "mfkit/inception-2015-12-05.pt").write_bytes(b"another program")
+    failed(mfkit(command), 3, "inception-2015-12-05.pt is not the published")
 
 
 def test_fid_of_images_with_themselves_is_zero(mfkit, chain: Path) -> None:

@@ -1,5 +1,6 @@
 """Features of images, for the distances between sets of them: Inception's, a timm ViT's, or an RAE encoder's."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -21,6 +22,8 @@ INCEPTION = "inception"
 Resize = Literal["clean", "legacy-tf"]
 INCEPTION_WIDTH = 2048
 _INCEPTION_SIZE = 299
+_INCEPTION_DIGEST = "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""Of ``inception-2015-12-05.pt``. It is TorchScript, a program: what was fetched is run only where it is this one."""
 
 Take = Callable[[Tensor], Tensor]
 """Images (B, 3, S, S) uint8 -> (B, D) float32, on the CPU."""
@@ -100,12 +103,8 @@ def inception_features(device: torch.device, resize: Resize, file: Path | None) 
 
 def _inception(device: torch.device, file: Path | None) -> tuple[Any, Path]:
     """The network, and its file."""
-    from cleanfid.downloads_helper import check_download_inception
-
     try:
-        if file is None:
-            with redirect_stdout(sys.stderr):  # where standard output is kept for results
-                file = Path(check_download_inception(fpath="/tmp"))
+        file = file or _fetched()
         network = torch.jit.load(file, map_location=device).eval()
     except (URLError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -115,6 +114,19 @@ def _inception(device: torch.device, file: Path | None) -> tuple[Any, Path]:
     if not hasattr(network, "layers"):
         raise InputError(f"{file} is TorchScript of another network than inception-2015-12-05.pt")
     return network, file
+
+
+def _fetched() -> Path:
+    """clean-fid's copy of Inception, in the user's own cache, where no one else puts a program."""
+    from cleanfid.downloads_helper import check_download_inception
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mfkit"
+    folder.mkdir(parents=True, exist_ok=True)
+    with redirect_stdout(sys.stderr):  # where standard output is kept for results
+        file = Path(check_download_inception(fpath=str(folder)))
+    if file_digest(file) != _INCEPTION_DIGEST:
+        raise InputError(f"{file} is not the published inception-2015-12-05.pt, or not all of it: remove it")
+    return file
 
 
 def _resizer(size: int) -> Take:
