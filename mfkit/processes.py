@@ -1,11 +1,12 @@
 """This process among others: how many there are, which is this one, on which device, what it holds of a tensor."""
 
 import os
+import sys
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mfkit.errors import UsageError
 
@@ -31,10 +32,18 @@ def leave() -> None:
 
 def gathered(value: Tensor) -> Tensor:
     """A parameter that FSDP has split among the processes, whole; any other tensor as it is. All processes call it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    tensors = _split_tensors()
+    return value.full_tensor() if tensors and isinstance(value, tensors.DTensor) else value
 
 
 def placed_like(whole: Tensor, value: Tensor) -> Tensor:
     """A whole tensor as ``value`` is kept: its device, and this process's part where FSDP has split it."""
-    whole = whole.to(value.device)
-    return distribute_tensor(whole, value.device_mesh, value.placements) if isinstance(value, DTensor) else whole
+    tensors, whole = _split_tensors(), whole.to(value.device)
+    if tensors and isinstance(value, tensors.DTensor):
+        return tensors.distribute_tensor(whole, value.device_mesh, value.placements)
+    return whole
+
+
+def _split_tensors() -> Any:
+    """torch's module of split tensors; None where there can be none, since it takes half a second to import."""
+    return sys.modules.get("torch.distributed.tensor")

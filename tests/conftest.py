@@ -82,6 +82,30 @@ def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     )
 
 
+def several(folder: Path, *commands: str) -> str:
+    """A shell command that runs commands of mfkit one after the other in one process, and those after ``!`` in a shell.
+
+    Each process writes their exit codes to ``codes`` and its rank.
+    """
+    (folder / "several.py").write_text(
+        "import os, subprocess, sys\n"
+        "import mfkit.processes\n"
+        "from mfkit.commands.main import main\n"
+        "mfkit.processes.leave = lambda: None\n"
+        "for command in sys.argv[1:]:\n"
+        "    code = 0\n"
+        "    sys.argv = ['mfkit', *command.split()]\n"
+        "    try:\n"
+        "        subprocess.run(command[1:], shell=True) if command[0] == '!' else main()\n"
+        "    except SystemExit as stop:\n"
+        "        code = stop.code or 0\n"
+        "    sys.stdout.flush()\n"
+        f"    with open({str(folder / 'codes')!r} + os.environ.get('RANK', '0'), 'a') as codes:\n"
+        "        print(code, file=codes)\n"
+    )
+    return " ".join([str(folder / "several.py"), *map(shlex.quote, commands)])
+
+
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every artifact of the chain, from a few steps of training. Not to be written to."""

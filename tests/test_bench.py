@@ -76,7 +76,8 @@ def test_training_stages(mfkit, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["encode", "trajectories", "sample", "loader", "derivative"])
-def test_other_stages(mfkit, stage: str) -> None:
+def test_other_stages(mfkit, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfkit.benchmark.production._LONG", 4)  # batches: on a CPU even small ones are a whole pass
     done = mfkit(f"bench {stage} {TINY}")
     assert done.code == 0, done.err
     told = json.loads(done.out)

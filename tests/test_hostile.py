@@ -306,20 +306,22 @@ def test_classes_are_no_paths(name: str, tmp_path: Path, chain: Path, mfkit) -> 
     assert {path.name for path in (tmp_path / "drawn").iterdir() if path.is_dir()} == {str(i) for i in range(10)}
 
 
-def test_file_names_that_are_no_text_and_command_the_terminal(tmp_path: Path, chain: Path) -> None:
+def test_file_names_that_are_no_text_and_command_the_terminal(tmp_path: Path, chain: Path, mfkit) -> None:
     folder = tmp_path / "images"
     for name in (b"\xff\xfe", b"\x1b]0;owned\x07"):
         place = os.fsencode(folder) + b"/" + name
         Path(os.fsdecode(place)).mkdir(parents=True)
         Path(os.fsdecode(place + b"/a.png")).write_bytes(png_bytes(torch.zeros(3, 8, 8).byte()))
-    encode = f"mfkit encode images --rae {chain}/rae.safetensors --preset digits -o"
-    done = shell(f"({encode} $'out\\xff' && mfkit inspect $'out\\xff') > said", tmp_path, PYTHONCOERCECLOCALE="0")
+    encode = f"encode images --rae {chain}/rae.safetensors --preset digits -o"
+    done = shell(f"mfkit {encode} $'out\\xff' > said", tmp_path, PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "said").read_bytes().startswith(b"out\xff\n{")
+    assert (tmp_path / "said").read_bytes() == b"out\xff\n"
+    name = os.fsdecode(b"out\xff")
+    assert mfkit(f"inspect {name}").code == 0
     (folder / "\x1b]0;owned\x07" / "b.png").write_bytes(b"none")
-    refused = shell(f"{encode} y", tmp_path)
-    assert refused.returncode == 3 and "\\x1b]0;owned\\x07/b.png does not decode" in refused.stderr
-    assert refused.stderr[:-1].isprintable()
+    refused = mfkit(f"{encode} y")
+    failed(refused, 3, "\\x1b]0;owned\\x07/b.png does not decode")
+    assert refused.err[:-1].isprintable()
 
 
 def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, chain: Path, mfkit) -> None:

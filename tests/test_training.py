@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shell
+from conftest import several, shell
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
@@ -158,19 +158,11 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 def launched(processes: int, commands: list[str], folder: Path) -> str:
     """What commands print that run one after the other in processes of one launch."""
-    (folder / "several.py").write_text(
-        "import sys, mfkit.processes\n"
-        "from mfkit.commands.main import main\n"
-        "mfkit.processes.leave = lambda: None\n"
-        f"for command in {commands!r}:\n"
-        "    sys.argv = ['mfkit', *command.split()]\n"
-        "    try:\n"
-        "        main()\n"
-        "    except SystemExit as stop:\n"
-        "        assert not stop.code, command\n"
-    )
-    done = shell(f"torchrun --standalone --nproc_per_node {processes} several.py", folder)
-    assert done.returncode == 0, done.stderr
+    done = shell(f"torchrun --standalone --nproc_per_node {processes} {several(folder, *commands)}", folder)
+    codes = [path.read_text().split() for path in folder.glob("codes?")]
+    assert done.returncode == 0 and codes == processes * [len(commands) * ["0"]], done.stderr
+    for path in folder.glob("codes?"):
+        path.unlink()
     return done.stdout
 
 
