@@ -106,18 +106,16 @@ def test_what_processes_and_earlier_runs_left_out_counts_together(chain: Path, t
 
 def test_a_stream_that_breaks_off_is_an_error_anyway(chain: Path, tmp_path: Path, mfkit, monkeypatch) -> None:
     """Under --on-bad skip too: nothing says how much is missing."""
-    trajectories = sorted((chain / "traj").glob("*.tar"))[0]
     image = png_bytes(torch.zeros(3, 32, 32).byte())
     write_shard(tmp_path / "x.tar", [{"__key__": f"{i}", "png": image, "cls": b"1"} for i in range(200)])
-    train = f"midtrain - --teacher {chain}/teacher.safetensors --classes 10 -o c.safetensors --steps 1 --batch-size 64"
     for source, command in (
-        (trajectories, f"{train} --preset digits"),
-        (tmp_path / "x.tar", f"encode - --rae {chain}/rae.safetensors --preset digits -o latents"),
+        (chain / "latents/00000.tar", "train-teacher - --classes 10 -o c.safetensors --steps 5 --batch-size 100"),
+        (tmp_path / "x.tar", f"encode - --rae {chain}/rae.safetensors -o latents"),
     ):
         (tmp_path / "cut").write_bytes(source.read_bytes()[:-20001])
         with (tmp_path / "cut").open() as stream:
             monkeypatch.setattr("sys.stdin", stream)
-            failed(mfkit(f"{command} --on-bad skip"), 3, "- is damaged or truncated")
+            failed(mfkit(f"{command} --preset digits --on-bad skip"), 3, "- is damaged or truncated")
     assert not (tmp_path / "latents/index.json").exists() and not (tmp_path / "c.safetensors").exists()
 
 
