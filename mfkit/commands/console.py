@@ -6,12 +6,16 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mfkit.errors import MALFORMED, MfkitError, reason
+
+_MAIN_FIRST = 3.0
+"""Seconds that other processes keep an error back: if the main one has it too, its launcher ends them meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,10 @@ def one_line_errors() -> Iterator[None]:
         with _stopped_by_signals():
             yield
     except MfkitError as error:
-        if error.everywhere and not is_main_process():
-            sys.exit(error.exit_code)
+        if not is_main_process():
+            if error.everywhere:
+                sys.exit(error.exit_code)
+            time.sleep(_MAIN_FIRST)
         _exit(str(error), error.exit_code)
     except (_Signalled, KeyboardInterrupt) as error:
         number = error.number if isinstance(error, _Signalled) else signal.SIGINT
