@@ -3,6 +3,7 @@
 import io
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,28 +83,50 @@ def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def several(folder: Path, *commands: str) -> str:
-    """A shell command that runs commands of mfkit one after the other in one process, and those after ``!`` in a shell.
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
-    Each process writes their exit codes to ``codes`` and its rank.
+
+def several(folder: Path, *commands: str, processes: int = 1) -> str:
+    """A shell command that runs commands of mfkit one after the other, and those after ``!`` in a shell.
+
+    In one process, or in forks of it that are to each other what a launcher's processes are. Each writes the exit codes
+    to ``codes`` and its rank.
     """
-    (folder / "several.py").write_text(
-        "import os, subprocess, sys\n"
-        "import mfkit.processes\n"
-        "from mfkit.commands.main import main\n"
-        "mfkit.processes.leave = lambda: None\n"
-        "for command in sys.argv[1:]:\n"
-        "    code = 0\n"
-        "    sys.argv = ['mfkit', *command.split()]\n"
-        "    try:\n"
-        "        subprocess.run(command[1:], shell=True) if command[0] == '!' else main()\n"
-        "    except SystemExit as stop:\n"
-        "        code = stop.code or 0\n"
-        "    sys.stdout.flush()\n"
-        f"    with open({str(folder / 'codes')!r} + os.environ.get('RANK', '0'), 'a') as codes:\n"
-        "        print(code, file=codes)\n"
-    )
-    return " ".join([str(folder / "several.py"), *map(shlex.quote, commands)])
+    (folder / "several.py").write_text(SEVERAL)
+    words = [str(folder / "several.py"), str(processes), str(free_port()), str(folder / "codes"), *commands]
+    return shlex.join([sys.executable, *words])
+
+
+SEVERAL = """
+import os, subprocess, sys
+import mfkit.processes, mfkit.stages.rae, mfkit.stages.sample, mfkit.stages.teacher, mfkit.stages.trajectories
+from mfkit.commands.main import main
+
+mfkit.processes.leave = lambda: None
+processes, port, codes, *commands = sys.argv[1:]
+forks = []
+for rank in range(int(processes) if int(processes) > 1 else 0):
+    forks.append(os.fork())
+    if not forks[-1]:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": processes,
+                       "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        forks = []
+        break
+for command in commands if not forks else []:
+    code = 0
+    sys.argv = ["mfkit", *command.split()]
+    try:
+        subprocess.run(command[1:], shell=True) if command[0] == "!" else main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    sys.stdout.flush()
+    with open(codes + os.environ.get("RANK", "0"), "a") as file:
+        print(code, file=file)
+sys.exit(max((os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks), default=0))
+"""
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Damage done for real: broken samples, rotten shards, lost bytes; refused, or left out and told, never passed over."""
 
+import gzip
 import json
 import random
 import shutil
@@ -11,10 +12,11 @@ from conftest import failed, shell
 from PIL import Image
 from safetensors.torch import load_file
 
-from mfkit.data.codecs import png_bytes
+from mfkit.data.codecs import label_member, png_bytes
 from mfkit.data.shards import write_shard
 from mfkit.data.sources import ShardStream, open_shards
 from mfkit.errors import InputError
+from mfkit.stages.verify import verify
 
 
 def spoil(path: Path, place: int, data: bytes = b"?") -> None:
@@ -123,6 +125,26 @@ def rows_of(location: Path) -> ShardStream:
     source = open_shards(f"{location}/*.tar", "latents", lambda sample: {"label": int(sample["cls"])}, "skip")
     assert isinstance(source, ShardStream)
     return source
+
+
+def test_what_is_left_out_of_a_stream_counts_once(tmp_path: Path) -> None:
+    """However often the shards are read: 17 of 4,000 are few."""
+    samples = [{"__key__": f"{i}", "cls": b"x" if i % 250 == 5 else b"1"} for i in range(4000)]
+    write_shard(tmp_path / "x.tar", samples)
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes(), 1))
+    source = open_shards(f"{tmp_path}/x.tar.gz", "latents", lambda sample: {"label": label_member(sample)}, "skip")
+    assert isinstance(source, ShardStream) and source.indexed() is None
+    assert [len(list(source.rows())) for _ in range(3)] == 3 * [3984] and source.damage.count() == 16
+
+
+def test_verify_knows_every_picture(chain: Path, tmp_path: Path) -> None:
+    shutil.copytree(chain / "samples", tmp_path / "samples")
+    for place in ("extra.png", "3/extra.png"):
+        shutil.copy(next((chain / "samples").rglob("*.png")), tmp_path / "samples" / place)
+    assert verify(tmp_path / "samples")["damaged"] == 2
+    for path in (tmp_path / "samples").rglob("*.png"):
+        path.unlink()
+    assert verify(tmp_path / "samples")["damaged"] == 40
 
 
 def test_the_rest_of_a_rotten_shard_is_left_out(tmp_path: Path) -> None:

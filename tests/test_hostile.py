@@ -277,7 +277,7 @@ def test_pipes_are_for_users_and_can_be_kept_off(tmp_path: Path, mfkit) -> None:
     ("field", "value"),
     [
         ("encoder", {"checkpoint_path": "owned.pth"}), ("encoder", {"pretrained": True}),
-        ("encoder_name", "hf-hub:someone/something"), ("encoder_size", 10**9), ("side", 10**6), ("channels", -4),
+        ("encoder_name", "hf-hub:someone/something"), ("encoder_size", 10**9), ("encoder_size", 2048), ("side", 10**6), ("channels", -4),
         ("decoder_depth", 10**7), ("decoder_width", 2**31), ("image_size", 0), ("decoder_heads", 1.5),
     ],
 )  # fmt: skip
@@ -396,6 +396,8 @@ def test_weights_that_claim_more_than_they_hold(tmp_path: Path, mfkit) -> None:
     failed(mfkit("import empty.safetensors -o x.safetensors"), 3, "empty.safetensors")
     torch.save({name: torch.zeros(()).expand(20000, 3000, 1, 1) for name in wide}, tmp_path / "repeated.pt")
     failed(mfkit("import repeated.pt -o x.safetensors"), 3, "repeated.pt holds weights that claim more numbers")
+    torch.save({name: torch.zeros(20000, 3000, 1, 1, device="meta") for name in wide}, tmp_path / "none.pt")
+    failed(mfkit("import none.pt -o x.safetensors"), 3, "none.pt holds no weights")
 
 
 @pytest.mark.parametrize("architecture", ["vit_7b_patch16_dinov3", "vit_giant_patch14_dinov2"])
@@ -439,8 +441,8 @@ def test_a_folder_of_an_rae(autoencoder: Path, mfkit) -> None:
     ("field", "value"),
     [
         ("decoder_num_hidden_layers", 10**6), ("encoder_num_hidden_layers", 10**6), ("decoder_hidden_size", 10**6),
-        ("encoder_hidden_size", 10**6), ("encoder_input_size", 10**6), ("patch_size", 10**6),
-        ("decoder_intermediate_size", 10**9),
+        ("encoder_hidden_size", 10**6), ("encoder_input_size", 10**6), ("encoder_input_size", 16 * 1000),
+        ("patch_size", 10**6), ("decoder_intermediate_size", 10**9),
     ],
 )  # fmt: skip
 def test_a_folder_of_an_rae_that_fills_memory(field: str, value: int, autoencoder: Path, tmp_path: Path, mfkit) -> None:

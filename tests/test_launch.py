@@ -1,21 +1,14 @@
 """Launchers: accelerate on two machines, Slurm's recipe; both of them on this one."""
 
 import shutil
-import socket
 import stat
 from pathlib import Path
 
 import pytest
-from conftest import shell
+from conftest import free_port, shell
 from safetensors.torch import load_file
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def alike(one: Path, other: Path) -> bool:

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import braceexpand
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mfkit.data.feed import Layout, feed
 from mfkit.data.images import open_images
 from mfkit.data.sequence import batches_by_shard
 from mfkit.data.shards import write_index, write_shard, write_stream
-from mfkit.data.sources import ShardFolder, ShardStream, open_shards
+from mfkit.data.sources import ShardFolder, ShardStream, _names, open_shards, shard_urls
 from mfkit.errors import InputError, UsageError
 from mfkit.files.artifact import file_digest
 
@@ -260,3 +261,16 @@ def test_shards_of_a_pass_are_cut_at_the_same_rows(folder: Path, indexed: bool) 
     source = opened(folder if indexed else folder / "*.tar")
     parts = [(shard, batch.positions) for shard, batch in batches_by_shard(source, 8, 5, lambda shard: shard != 1)]
     assert parts == [(0, [0, 1, 2, 3, 4]), (0, [5, 6, 7]), (2, [16, 17, 18, 19, 20]), (2, [21, 22])]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{0..99999999}", "{1..9" + 200 * "9" + "}", 30 * "{a,b}", 30 * "{x,y{a}}", 6 * "{a..z}", 200 * "{"]
+)
+def test_braces_that_name_more_shards_than_memory_holds(pattern: str) -> None:
+    with pytest.raises(UsageError, match="names more than 1000000 shards"):
+        shard_urls(f"x-{pattern}.tar")
+
+
+def test_braces_are_counted_as_they_expand() -> None:
+    for pattern in ("a{00..12}b", "{a,b{1..3},{c,d}}x{p..s}", "{x}{y{a,b}}", "{3..1}{5..10..2}"):
+        assert _names(pattern) >= len(list(braceexpand.braceexpand(pattern))), pattern

@@ -157,8 +157,8 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 
 def launched(processes: int, commands: list[str], folder: Path) -> str:
-    """What commands print that run one after the other in processes of one launch."""
-    done = shell(f"torchrun --standalone --nproc_per_node {processes} {several(folder, *commands)}", folder)
+    """What commands print that run one after the other in so many processes."""
+    done = shell(several(folder, *commands, processes=processes), folder)
     codes = [path.read_text().split() for path in folder.glob("codes?")]
     assert done.returncode == 0 and codes == processes * [len(commands) * ["0"]], done.stderr
     for path in folder.glob("codes?"):

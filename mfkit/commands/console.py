@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from mfkit.errors import MALFORMED, MfkitError, reason
@@ -75,9 +75,10 @@ def one_line_errors() -> Iterator[None]:
             yield
     except MfkitError as error:
         if not is_main_process():
+            with suppress(KeyboardInterrupt):
+                time.sleep(_MAIN_FIRST)
             if error.everywhere:
                 sys.exit(error.exit_code)
-            time.sleep(_MAIN_FIRST)
         _exit(str(error), error.exit_code)
     except (_Signalled, KeyboardInterrupt) as error:
         number = error.number if isinstance(error, _Signalled) else signal.SIGINT

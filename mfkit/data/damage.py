@@ -55,13 +55,15 @@ class Damage:
         self._cut[name] = found
         self._samples[name] = str(error)
 
-    def check(self, samples: int) -> None:
+    def check(self, samples: int, *, so_far: bool = False) -> None:
         """Refuses to go on when more of so many samples than :data:`MOST` have been left out.
 
+        :param samples: those that can be read; ``so_far``: the source has more of them.
         :raises InputError: it names the first.
         """
         lost = self.count()
-        self._total = samples + lost
+        if not so_far:
+            self._total = samples + lost
         if lost > MOST * (samples + lost):
             first = next(iter(self._samples.values()))
             raise InputError(f"{lost} of {samples + lost} samples cannot be read, more than {MOST:.0%}; first: {first}")
@@ -88,9 +90,13 @@ class Damage:
         """
         if not self.skips:
             return
-        for samples, total in gather_object([(self._samples, self._total)]):
+        totals = []
+        for samples, cut, whole, total in gather_object([(self._samples, self._cut, self._whole, self._total)]):
             self._samples |= samples
-            self._total = self._total or total
+            self._cut |= cut
+            self._whole |= whole
+            totals += [total] if total else []
+        self._total = max(totals, default=None)
         if readable is None and self._total is not None:
             readable = self._total - self.count()
         if readable is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, LARGEST_IMAGE, decode_image, image_member, label_member
 from mfkit.data.damage import Damage
@@ -111,23 +112,23 @@ class ImageFolder:
         shown = ", ".join(f"{width} x {height}" for width, height in sorted(found)[:3])
         return shown + (", …" if len(found) > 3 else "")
 
-    @property
-    def files(self) -> list[Path]:
-        """Where the rows are from."""
-        return [file for file, _ in self._files]
-
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Row:
         file, label = self._files[index]
-        try:
-            if file.stat().st_size > LARGEST_IMAGE:
-                raise InputError(f"{file} is too large: {file.stat().st_size} bytes")
-            data = file.read_bytes()
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}") from error
-        return {"image": decode_image(data, self._size, str(file)), "label": label}
+        return {"image": read_image(file, self._size), "label": label}
+
+
+def read_image(file: Path, size: int | None) -> Tensor:
+    """The picture in a file, as :func:`~mfkit.data.codecs.decode_image` gives it."""
+    try:
+        if file.stat().st_size > LARGEST_IMAGE:
+            raise InputError(f"{file} is too large: {file.stat().st_size} bytes")
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    return decode_image(data, size, str(file))
 
 
 def folder_names(classes: list[str]) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +28,7 @@ from mfkit.settings import OnBad
 _MOST = 1_000_000
 """Shards that braces may name: all names are kept."""
 _LONGEST = 100
-"""Characters of a range of numbers."""
+"""Characters of a range, and pairs of braces."""
 _ENOUGH = 1000
 """Samples of a stream after which the share of broken ones is looked at."""
 
@@ -62,6 +61,7 @@ class ShardStream:
         self.repeatable = not location.startswith(("-", "pipe:"))
         self.decode = decode
         self.classes: int | None = None
+        self._seen = 0
         self._urls = shard_urls(location)
         self._samples = self._read(self._urls)
         self._first = next(self._samples, None)
@@ -112,11 +112,12 @@ class ShardStream:
     def rows(self) -> Iterator[dict[str, Any]]:
         """:meth:`raw`, decoded, without what is broken where that may be left out."""
         for number, sample in enumerate(self.raw()):
+            self._seen = max(self._seen, number)  # of all passes, as what they left out
             row = self.damage.sample(number, partial(self.decode, sample))
             if row is not None:
                 yield row
-            elif number >= _ENOUGH:
-                self.damage.check(number)
+            elif self._seen >= _ENOUGH:
+                self.damage.check(self._seen, so_far=True)
 
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
         total = 0
@@ -184,7 +185,7 @@ def shard_urls(location: str) -> list[str]:
     path = Path(location)
     if location == "-" or location.startswith("pipe:"):
         return [location]
-    if prod(map(_choices, re.findall(r"\{([^{}]*)\}", location))) > _MOST:
+    if location.count("{") > _LONGEST or _names(location) > _MOST:
         raise UsageError(f"{location} names more than {_MOST} shards")
     if path.is_dir():
         urls = sorted(str(shard) for shard in path.glob("*.tar"))
@@ -198,14 +199,34 @@ def shard_urls(location: str) -> list[str]:
     return urls
 
 
-def _choices(braces: str) -> int:
-    """How many texts stand for what is between two braces, or a few more."""
-    numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\..*)?", braces)
-    if not numbers:
-        return braces.count(",") + 1
-    if len(braces) > _LONGEST:
+def _names(text: str) -> int:
+    """How many names the braces in a text stand for."""
+    names, depth, begin = 1, 0, 0
+    parts: list[str] = []
+    for place, char in enumerate(text):
+        if char == "{":
+            depth += 1
+            if depth == 1:
+                begin, parts = place + 1, []
+        elif char in ",}" and depth == 1:
+            parts.append(text[begin:place])
+            begin = place + 1
+        if char == "}" and depth:
+            depth -= 1
+            if depth == 0:
+                names *= sum(map(_names, parts)) if len(parts) > 1 else _range(parts[0])
+    return names
+
+
+def _range(text: str) -> int:
+    """How many numbers or letters a range holds; of other text, how many names."""
+    ends = re.fullmatch(r"(-?\d+|[a-zA-Z])\.\.(-?\d+|[a-zA-Z])(\.\..*)?", text)
+    if not ends:
+        return _names(text)
+    if len(text) > _LONGEST:
         return _MOST + 1
-    return abs(int(numbers[2]) - int(numbers[1])) + 1
+    first, last = (ord(end) if end.isalpha() else int(end) for end in ends.groups()[:2])
+    return abs(last - first) + 1
 
 
 def _is_plain_tar(url: str) -> bool:

@@ -9,18 +9,20 @@ from torch import Tensor, nn
 
 _DEEPEST = 1000
 """Blocks of a network; the deepest published one here has 40."""
-_MOST_POSITIONS = 1 << 26
+_WIDEST = 256
+"""Tokens on a side; the published networks have 32 at most."""
+_MOST_POSITIONS = 1 << 25
 """Numbers in a table of positions; the largest published one here has 1.2 million."""
 
 
-def check_sizes(*, depth: int, side: int, width: int) -> None:
+def check_sizes(*, depth: int = 0, side: int = 0, width: int = 0) -> None:
     """Refuses a network that takes forever to build, before any of it is built: files of others describe theirs.
 
     :raises ValueError: with the size.
     """
     if depth > _DEEPEST:
         raise ValueError(f"a network of {depth} blocks; at most {_DEEPEST} are built")
-    if side**2 * width > _MOST_POSITIONS:
+    if side > _WIDEST or side**2 * width > _MOST_POSITIONS:
         raise ValueError(f"positions of {side} x {side} tokens of width {width}: too many")
 
 

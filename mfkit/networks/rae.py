@@ -63,6 +63,9 @@ class RAE(nn.Module):
         self.encoder = timm.create_model(
             config.encoder_name, pretrained=False, num_classes=0, img_size=config.encoder_size, **config.encoder
         ).requires_grad_(False)
+        patches: Any = self.encoder.patch_embed
+        if patches.grid_size != (config.side, config.side):
+            raise ValueError(f"an encoder of {patches.grid_size} patches for latents of side {config.side}")
         self.decoder = new_decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
         self.register_buffer("latent_var", torch.ones(config.latent_shape))

@@ -77,8 +77,9 @@ def timm_encoder(
     :param tensors: the weights, where they are in ``file`` among others.
     """
     with using(file or name):
-        check_sizes(depth=arguments.get("depth", 0), side=0, width=0)
-    patch = patch_size(name, arguments)
+        check_sizes(depth=arguments.get("depth", 0))
+        patch = patch_size(name, arguments)
+        check_sizes(side=size // patch)
     if size % patch:
         raise UsageError(f"{name} cuts images into patches of {patch} pixels, which do not divide {size}")
     if file:

@@ -9,7 +9,7 @@ import torch
 
 from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, broken, decode_image, label_member
 from mfkit.data.damage import Damage
-from mfkit.data.images import ImageFolder
+from mfkit.data.images import ImageFolder, read_image
 from mfkit.data.npz import read_npz
 from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_files, read_index, unfinished
 from mfkit.data.sources import shard_urls
@@ -62,6 +62,9 @@ def _folder(folder: Path) -> Checks:
     if indexed:
         kind = open_artifact(folder).kind
         yield None if index_is_intact(folder) else f"{folder / INDEX_NAME}: its digest is another"
+        if pictures := read_files(folder):
+            yield from _pictures(folder, pictures)
+            return
         if shards or kind != "images":
             yield from _indexed(folder)
             return
@@ -69,19 +72,22 @@ def _folder(folder: Path) -> Checks:
         for url in shard_urls(str(folder)):
             yield from _tar(Path(url))
         return
-    yield from _pictures(folder, read_files(folder) if indexed else {})
+    images = ImageFolder(folder, None, Damage())
+    yield from (_said(lambda row=row: images[row]) for row in range(len(images)))
 
 
 def _pictures(folder: Path, digests: dict[str, str]) -> Checks:
-    """Every picture decodes and, where their digests are known, is what it was, with none more or fewer."""
-    images, found = ImageFolder(folder, None, Damage()), set()
-    for row, file in enumerate(images.files):
-        wrong, name = _said(lambda row=row: images[row]), file.relative_to(folder).as_posix()
-        found.add(name)
-        if digests and not wrong and file_digest(file) != digests.get(name):
-            wrong = f"{file}: its digest is another" if name in digests else f"{file} is none of the folder's pictures"
-        yield wrong
-    yield from (f"{folder / name} is missing" for name in digests if name not in found)
+    """Pictures that mfkit wrote: each decodes and is what it was, with none more or fewer."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    for name, file in files.items():
+        if file.suffix[1:].lower() not in IMAGE_SUFFIXES or not file.is_file():
+            continue
+        if name not in digests:
+            yield f"{file} is none of the folder's pictures"
+            continue
+        wrong = _said(lambda file=file: read_image(file, None))
+        yield wrong or (None if file_digest(file) == digests[name] else f"{file}: its digest is another")
+    yield from (f"{folder / name} is missing" for name in digests if name not in files)
 
 
 def _indexed(folder: Path) -> Checks:
