@@ -134,7 +134,9 @@ class AutoencoderSettings(Settings):
 class StorageSettings(Settings):
     """How what a frozen network makes is written."""
 
-    batch_size: int = setting("Rows per forward pass and process; on a CPU at most.", metavar="ROWS", low=1)
+    batch_size: int = setting(
+        "Rows per forward pass and process; on a CPU in whole passes of a fixed size.", metavar="ROWS", low=1
+    )
     dtype: DTypeName = setting("Number format of what is stored.")
     precision: PrecisionName = setting("Precision of matrix products.")
     shard_size: int = setting("Samples per shard.", metavar="N", low=1)

@@ -277,7 +277,8 @@ def test_pipes_are_for_users_and_can_be_kept_off(tmp_path: Path, mfkit) -> None:
     ("field", "value"),
     [
         ("encoder", {"checkpoint_path": "owned.pth"}), ("encoder", {"pretrained": True}),
-        ("encoder_name", "hf-hub:someone/something"), ("encoder_size", 10**9), ("encoder_size", 2048), ("side", 10**6), ("channels", -4),
+        ("encoder_name", "hf-hub:someone/something"), ("encoder_size", 10**9), ("encoder_size", 2048),
+        ("side", 10**6), ("channels", -4),
         ("decoder_depth", 10**7), ("decoder_width", 2**31), ("image_size", 0), ("decoder_heads", 1.5),
     ],
 )  # fmt: skip

@@ -22,6 +22,7 @@ from mfkit.solvers.ode import evaluations, trajectory
 from mfkit.solvers.times import time_grid
 from mfkit.stages.encode import encode
 from mfkit.stages.generate import pictures
+from mfkit.stages.passes import Passes
 from mfkit.stages.sample import Sampler, SampleRequest, sample
 from mfkit.stages.trajectories import solve
 from mfkit.stages.work import preset_rae
@@ -33,7 +34,7 @@ _WORKERS = 4
 
 def bench_encode(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
     """The encoder of the preset's RAE on PNG images in a shard."""
-    device, rows = processes().device, request.rows(processes().device)
+    device, rows = processes().device, _rows(request, inputs)
     config = _autoencoder(inputs, decoder="tiny")
     artifact = inputs.autoencoder(config)
     images = {batches: inputs.images(batches * rows, config.image_size) for batches in (_SHORT, _LONG)}
@@ -60,7 +61,7 @@ def bench_encode(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
 
 def bench_trajectories(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
     """The preset's solver of the teacher's ODE."""
-    device, rows = processes().device, request.rows(processes().device)
+    device, rows = processes().device, _rows(request, inputs)
     artifact = inputs.generator("teacher")
     settings = replace(
         presets.resolve(TrajectorySettings, "trajectories", request.preset, {}),
@@ -86,7 +87,7 @@ def bench_trajectories(request: BenchRequest, inputs: Synthetic) -> dict[str, An
 
 def bench_sample(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
     """One-step pictures by a student and the preset's decoder, as PNG files, as an .npz and as tar shards."""
-    device, rows = processes().device, request.rows(processes().device)
+    device, rows = processes().device, _rows(request, inputs)
     config = _autoencoder(inputs)
     wanted = SampleRequest(count=_LONG * rows, nfe=1, batch_size=rows, precision=request.precision)
     sampler = Sampler(inputs.generator("student").path, inputs.autoencoder(config).path, wanted)
@@ -108,6 +109,12 @@ def bench_sample(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:
     one = generator_work(sampler.network.config, "student")["flops"] + decoder_work(config)["flops"]
     measured = _in_turn(request, ways, alone, rows, rows * 1e9 * one)
     return {"stage": "sample", "batch_size": rows, "nfe": 1} | measured
+
+
+def _rows(request: BenchRequest, inputs: Synthetic) -> int:
+    """Rows of a batch, as the stages take them."""
+    device = processes().device
+    return Passes(inputs.side**2, request.precision, device).whole(request.rows(device))
 
 
 def _autoencoder(inputs: Synthetic, decoder: str | None = None) -> RAEConfig:

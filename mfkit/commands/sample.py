@@ -48,7 +48,12 @@ def register(app: typer.Typer) -> None:
             Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
         ] = "png",
         batch_size: Annotated[
-            int, typer.Option(help="Pictures drawn at a time; on a CPU at most.", min=1, metavar="N")
+            int,
+            typer.Option(
+                help="Rows per forward pass and process; on a CPU in whole passes of a fixed size.",
+                min=1,
+                metavar="ROWS",
+            ),
         ] = 100,
         precision: Annotated[PrecisionName, typer.Option(help="Precision of matrix products.")] = "float32",
         rae: options.Rae = None,

@@ -24,7 +24,7 @@ from mfkit.files.foreign import HUB, local
 from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
 from mfkit.processes import processes
-from mfkit.settings import EncodeSettings, OnBad, PresetName
+from mfkit.settings import DTypeName, EncodeSettings, OnBad, PresetName
 from mfkit.stages.passes import Passes
 
 
@@ -51,6 +51,8 @@ def encode(
     :returns: the output's path, for standard output; None for a stream.
     """
     rae = weights.load_autoencoder(autoencoder, image_size=image_size).to(processes().device)
+    passes = Passes(rae.config.latent_shape[1] ** 2, settings.precision, rae.device)
+    batch_size = passes.whole(settings.batch_size)
     source = open_images(images, rae.config.image_size, on_bad)
     names = class_names(source)
     inputs = {"images": source.artifact, "rae": autoencoder}
@@ -59,13 +61,11 @@ def encode(
     if output == STREAM:
         # The number of classes of images that do not say it is known too late: whoever reads the stream gives it.
         known = {"shape": shape, "classes": names} if names else {}
-        batches = batches_by_shard(
-            source, settings.shard_size, settings.batch_size, lambda shard: True, workers, source.damage
-        )
+        batches = batches_by_shard(source, settings.shard_size, batch_size, lambda shard: True, workers, source.damage)
         record = provenance(Path.cwd(), inputs, seed=None)
         behind(
             lambda encoded: write_standard_output("latents", known | description, record, _samples(encoded, names)),
-            _encoded(batches, rae, settings, mirror),
+            _encoded(batches, rae, passes, settings.dtype, mirror),
         )
         source.damage.report()
         return None
@@ -78,16 +78,14 @@ def encode(
         overwrite=overwrite,
         shards=shards,
     ) as production:
-        batches = batches_by_shard(
-            source, settings.shard_size, settings.batch_size, production.wanted, workers, source.damage
-        )
+        batches = batches_by_shard(source, settings.shard_size, batch_size, production.wanted, workers, source.damage)
 
         def write(encoded: Iterator[_Encoded]) -> None:
             for shard, group in groupby(encoded, key=lambda item: item.shard):
                 rows = range(shard * settings.shard_size, (shard + 1) * settings.shard_size)
                 production.write(shard, _samples(group, names), partial(source.damage.among, rows))
 
-        behind(write, _encoded(batches, rae, settings, mirror))
+        behind(write, _encoded(batches, rae, passes, settings.dtype, mirror))
         source.damage.add(production.left_out())
         source.damage.agree(production.written() // (1 + mirror))
         names = names or [str(label) for label in range(production.largest_label() + 1)]
@@ -108,9 +106,9 @@ class _Encoded:
 
 
 def _encoded(
-    batches: Iterable[tuple[int, Batch]], rae: RAE | VAE, settings: EncodeSettings, mirror: bool
+    batches: Iterable[tuple[int, Batch]], rae: RAE | VAE, passes: Passes, stored: DTypeName, mirror: bool
 ) -> Iterator[_Encoded]:
-    dtype, passes = STORED[settings.dtype], Passes(rae.config.latent_shape[1] ** 2, settings.precision, rae.device)
+    dtype = STORED[stored]
 
     def encoded(item: tuple[int, Batch, slice]) -> _Encoded:
         shard, batch, part = item

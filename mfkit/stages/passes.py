@@ -35,6 +35,10 @@ class Passes:
         if device.type == "cpu":
             self._size = 1 if tokens >= _ENOUGH else _TOGETHER // tokens
 
+    def whole(self, batch_size: int) -> int:
+        """Rows of a batch that is whole passes, at least so many."""
+        return batch_size if self._size is None else -(-batch_size // self._size) * self._size
+
     def split(self, rows: Sequence[int]) -> Iterator[slice]:
         """The parts of a batch, by the ascending numbers of its rows, that are a pass each."""
         size = self._size

@@ -58,7 +58,7 @@ class SampleRequest:
     time_shift: float | None = None
     """Of the grid of times; None is the model's own for a teacher's ODE and 1 for a student's jumps, as published."""
     batch_size: int = 100
-    """Per forward pass; on a CPU at most."""
+    """Rows per forward pass; on a CPU in whole passes."""
     precision: PrecisionName = "float32"
 
 
@@ -81,6 +81,7 @@ class Sampler:
         self.classes: list[str] = self.model.config["classes"]
         self._choices = _choices(request.labels, len(self.classes))
         self._passes = Passes(side**2, request.precision, self.device)
+        self.batch_size = self._passes.whole(request.batch_size)
 
     def describe(self) -> dict[str, Any]:
         """The conditions of the pictures, for the index and for metrics."""
@@ -158,7 +159,7 @@ def sample(sampler: Sampler, output: str | None, *, tar: bool, grid: Path | None
             _write_folder(sampler, Path(output), tar, overwrite)
         if grid and processes().is_main_process:
             shown = min(sampler.request.count, _GRID_COLUMNS**2)
-            parts = sampler.draw(row_ranges(shown, shown, sampler.request.batch_size))
+            parts = sampler.draw(row_ranges(shown, shown, sampler.batch_size))
             write_grid(grid, torch.cat([part.images for part in parts]).float() / 255, _GRID_COLUMNS)
     return None if output == STREAM else output or str(grid)
 
@@ -174,7 +175,7 @@ def _packed(drawn: Iterator[Drawn]) -> Iterator[tuple[int, list[dict[str, Any]]]
 
 def _write_stream(sampler: Sampler) -> None:
     record = provenance(Path.cwd(), _inputs(sampler), seed=sampler.request.seed)
-    parts = row_ranges(sampler.request.count, sampler.request.batch_size, sampler.request.batch_size)
+    parts = row_ranges(sampler.request.count, sampler.batch_size, sampler.batch_size)
 
     def write(drawn: Iterator[Drawn]) -> None:
         stream = (sample for _, samples in _packed(drawn) for sample in samples)
@@ -187,7 +188,7 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
     request, config, names = sampler.request, sampler.describe(), folder_names(sampler.classes)
     shards = -(-request.count // SHARD_SIZE)
     with Production(folder, _inputs(sampler), config | {"tar": tar}, overwrite=overwrite, shards=shards) as production:
-        parts = row_ranges(request.count, SHARD_SIZE, request.batch_size)
+        parts = row_ranges(request.count, SHARD_SIZE, sampler.batch_size)
         wanted = [(shard, rows) for shard, rows in parts if production.wanted(shard)]
 
         def write(drawn: Iterator[Drawn]) -> None:
@@ -213,7 +214,7 @@ def _write_folder(sampler: Sampler, folder: Path, tar: bool, overwrite: bool) ->
 def _write_npz(sampler: Sampler, path: Path, overwrite: bool) -> None:
     request, size = sampler.request, sampler.rae.config.image_size
     state = processes()
-    parts = row_ranges(request.count, request.batch_size, request.batch_size)
+    parts = row_ranges(request.count, sampler.batch_size, sampler.batch_size)
     own = [(part, rows) for part, rows in parts if part % state.num_processes == state.process_index]
     with claimed(path, overwrite=overwrite), NpzWriter(path, request.count, size) as writer:
 

@@ -73,7 +73,7 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
     config = {"shape": list(shape), "classes": teacher.config["classes"], "trajectories": count}
     config |= settings.of_the_result()
     inputs = {"teacher": teacher, **teacher.mention("rae")}
-    batches = row_ranges(count, settings.shard_size, settings.batch_size)
+    batches = row_ranges(count, settings.shard_size, passes.whole(settings.batch_size))
     parts = ((shard, rows[part]) for shard, rows in batches for part in passes.split(rows))
     if output == STREAM:
         record = provenance(Path.cwd(), inputs, seed=settings.seed)
