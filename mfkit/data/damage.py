@@ -71,7 +71,7 @@ class Damage:
     def count(self) -> int:
         """Samples left out; of a damaged shard as many as it has fewer than the others have, at least one."""
         usual = max(self._whole.values(), default=0)
-        return len(self._samples) - len(self._cut) + sum(max(1, usual - found) for found in self._cut.values())
+        return len(self._samples) - len(self._cut) + sum(max(1, usual - found) for found in list(self._cut.values()))
 
     def among(self, rows: range) -> dict[int, str]:
         """What was wrong with these rows of a source whose samples are placed by their number."""

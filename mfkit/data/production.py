@@ -108,7 +108,7 @@ class Production:
     def left_out(self) -> dict[int, str]:
         """Rows that are missing from the shards that are finished, in this run or an earlier one. Waits for all."""
         self._state.wait_for_everyone()
-        return {row: why for record in self._records() for row, why in record[_LEFT_OUT]}
+        return {row: why for record in self._records() for row, why in record.get(_LEFT_OUT, [])}
 
     def written(self) -> int:
         """Samples in the shards that any process wrote, in this run or an earlier one. Waits for all processes."""
