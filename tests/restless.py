@@ -1,8 +1,8 @@
-"""Runs a command line to its end in the folder ``whole``, then in ``stopped``, stopped again and again before its end.
+"""Runs command lines to their end in the folder ``whole``, then in ``stopped``, stopped again and again before it.
 
-``python restless.py SIGNALS SEED COMMAND…``, such as ``KILL,KILL,TERM 0 encode …``. Each run is a fork of this process,
-which has imported all that it needs. The moments are random; every other signal waits for a file that is being written.
-Prints, as JSON, how many signals were sent, and how many met such a file.
+``python restless.py SIGNALS SEED COMMAND…``, such as ``KILL,KILL,TERM 0 "encode …" "sample …"``. Each run is a fork of
+this process, which has imported all that it needs. The moments are random; every other signal waits for a file that is
+being written. Prints, as JSON and for each command, how many signals were sent, and how many met such a file.
 """
 
 import contextlib
@@ -68,10 +68,14 @@ def being_written() -> bool:
 
 def main() -> None:
     signals = [signal.Signals[f"SIG{name}"] for name in sys.argv[1].split(",")]
-    chance, arguments = random.Random(int(sys.argv[2])), sys.argv[3:]
+    chance, commands = random.Random(int(sys.argv[2])), sys.argv[3:]
     torch.set_num_threads(1)
     for folder in ("whole", "stopped"):
         Path(folder).mkdir()
+    print(json.dumps([disturbed(command.split(), signals, chance) for command in commands]))
+
+
+def disturbed(arguments: list[str], signals: list[signal.Signals], chance: random.Random) -> dict[str, int]:
     os.chdir("whole")
     began = time.monotonic()
     assert Running(arguments).ended(0)
@@ -89,7 +93,8 @@ def main() -> None:
             ended = not running.stopped(signals[sent])
             sent += 1
     assert ended or Running(arguments).ended(0)
-    print(json.dumps({"sent": sent, "met": met}))
+    os.chdir("..")
+    return {"sent": sent, "met": met}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import shell
 
 from mfkit.files.artifact import file_digest
@@ -16,9 +16,9 @@ KILLS = int(os.environ.get("MFKIT_KILLS", "5"))
 MIXED = "KILL,TERM,INT"
 
 
-def stopped_again_and_again(folder: Path, signals: str, command: str) -> dict[str, int]:
-    """Runs a command undisturbed in ``whole`` and disturbed in ``stopped``; both must hold the same files after it."""
-    done = shell(f"{sys.executable} {RESTLESS} {signals} 0 {command}", folder)
+def stopped_again_and_again(folder: Path, signals: str, *commands: str) -> list[dict[str, int]]:
+    """Runs commands undisturbed in ``whole`` and disturbed in ``stopped``; both must hold the same files after them."""
+    done = shell(shlex.join([sys.executable, str(RESTLESS), signals, "0", *commands]), folder)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     files = [contents(folder / part) for part in ("whole", "stopped")]
     assert files[0] == files[1] and files[0]
@@ -41,7 +41,7 @@ def losses(log: Path) -> str:
 
 def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
     """In the middle of epochs, of accumulated steps and of saving, to the same bytes."""
-    told = stopped_again_and_again(
+    (told,) = stopped_again_and_again(
         tmp_path, ",".join(KILLS * ["KILL"]),
         f"train-teacher {chain}/latents -o t.safetensors --steps {5 * KILLS} --batch-size 16 --micro-batch 8 "
         "--save-every 1 --log-every 1 --label-drop 0.2",
@@ -49,16 +49,13 @@ def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
     assert told["met"] >= KILLS // 4
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_stopped_by_signals(chain: Path, tmp_path: Path) -> None:
+    commands = [
         "encode digits:train --rae {}/rae.safetensors -o latents --shard-size 100 --batch-size 50 --mirror",
         "trajectories --teacher {}/teacher.safetensors -n 200 -o traj --solver-steps 4 --shard-size 20",
         "sample {}/mft.safetensors -n 1100 -o samples --batch-size 100",
         "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 6 --steps 6 --batch-size 32 "
         "--save-every 2 --log-every 1",
-    ],
-    ids=lambda command: command.split()[0],
-)
-def test_stopped_by_signals(chain: Path, tmp_path: Path, command: str) -> None:
-    assert stopped_again_and_again(tmp_path, MIXED, command.format(chain))["sent"] >= 2
+    ]
+    told = stopped_again_and_again(tmp_path, MIXED, *(command.format(chain) for command in commands))
+    assert len(told) == len(commands) and all(one["sent"] >= 2 for one in told)
