@@ -7,6 +7,7 @@ import pickle
 import resource
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -399,6 +400,20 @@ def test_weights_that_claim_more_than_they_hold(tmp_path: Path, mfkit) -> None:
     failed(mfkit("import repeated.pt -o x.safetensors"), 3, "repeated.pt holds weights that claim more numbers")
     torch.save({name: torch.zeros(20000, 3000, 1, 1, device="meta") for name in wide}, tmp_path / "none.pt")
     failed(mfkit("import none.pt -o x.safetensors"), 3, "none.pt holds no weights")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_key_that_takes_forever_to_hash(legacy: bool, tmp_path: Path, mfkit) -> None:
+    """A tuple of two that are the same tuple of two, and so on: 60 times, so 2^60 entries written out."""
+    deep = b"}()q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"K\1u."
+    if legacy:
+        pickles = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+        (tmp_path / "x.pt").write_bytes(b"".join(pickles) + b"\x80\2" + deep + pickle.dumps([], 2))
+    else:
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            archive.writestr("x/data.pkl", b"\x80\2" + deep)
+            archive.writestr("x/version", "3")
+    failed(mfkit("import x.pt -o y.safetensors"), 3, "x.pt is no file of weights")
 
 
 @pytest.mark.parametrize("architecture", ["vit_7b_patch16_dinov3", "vit_giant_patch14_dinov2"])

@@ -1,10 +1,11 @@
 """Weights that others wrote: from a local file or the Hugging Face hub, read as tensors and never unpickled."""
 
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -15,6 +16,10 @@ from mfkit.files.tensors import read_tensors
 HUB = "hf://"
 FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 """Endings of files of weights."""
+_LARGEST_TUPLE = 10_000
+"""Entries of a tuple and of those in it; a state dict's have a dozen."""
+_PICKLES = 5
+"""At the beginning of a file of the older format; the numbers follow."""
 _PLACE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
 
 
@@ -65,6 +70,7 @@ def read_document(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
+        _check_tuples(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
@@ -73,3 +79,46 @@ def read_document(path: Path) -> Any:
     except (OSError, zipfile.BadZipFile, *MALFORMED) as error:
         # torch's own words recommend to trust the file, or name an internal of its format.
         raise InputError(f"{path} is no file of weights that torch.save wrote, or it is truncated") from error
+
+
+def _check_tuples(path: Path) -> None:
+    """Refuses tuples that are small by sharing, and take forever where one is a key and all of it is hashed.
+
+    :raises ValueError: there is one.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as file:
+                        _check_pickle(file)
+    else:
+        with path.open("rb") as file:
+            for _ in range(_PICKLES):
+                _check_pickle(file)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Follows the stack of the unpickler, with the size of each object written out; of what is no tuple it is 1."""
+    stack: list[int] = []
+    memo: dict[Any, int] = {}
+    for code, argument, _ in pickletools.genops(file):
+        if "PUT" in code.name or code.name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif code.name == "DUP":
+            stack.append(stack[-1])
+        elif code.name == "MARK":
+            stack.append(0)
+        else:
+            taken = []
+            if pickletools.markobject in code.stack_before:
+                while size := stack.pop():
+                    taken.append(size)
+            fixed = [item for item in code.stack_before if item not in (pickletools.markobject, pickletools.stackslice)]
+            taken += [stack.pop() for _ in fixed]
+            size = 1 + sum(taken) if "TUPLE" in code.name else 1
+            if size > _LARGEST_TUPLE:
+                raise ValueError(f"a tuple of {size} entries")
+            stack += [size for _ in code.stack_after]
