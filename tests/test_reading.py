@@ -1,5 +1,6 @@
 """Reading ahead and in place: what arrives is what one row at a time would be, whatever lies in the shards."""
 
+import gzip
 import io
 import tarfile
 import threading
@@ -266,3 +267,24 @@ def test_threads_keep_the_order() -> None:
         return i * i
 
     assert list(in_order(slow_first, range(20), 4)) == [i * i for i in range(20)]
+
+
+def test_a_stream_of_unlike_samples_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small first sample, and then large ones: an error well before all are held."""
+    monkeypatch.setattr("mfkit.data.feed.SHUFFLE_BYTES", 1 << 20)
+    read: list[str] = []
+    small, large = np.zeros((1, 2, 2), np.float32), np.zeros((64, 32, 32), np.float32)
+    rows = [{"__key__": f"{i}", "latent.npy": array_bytes(large if i else small), "cls": b"0"} for i in range(60)]
+    write_shard(tmp_path / "x.tar", rows)
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes(), 1))
+
+    def decode(sample: dict) -> dict:
+        return {"latent": array_member(sample, "latent.npy"), "label": 0}
+
+    source = open_shards(f"{tmp_path}/x.tar.gz", "latents", decode)
+    assert isinstance(source, ShardStream)
+    one_pass = source.raw()
+    monkeypatch.setattr(source, "raw", lambda: (read.append(row["__key__"]) or row for row in one_pass))
+    with pytest.raises(InputError, match="much larger than its first one"):
+        list(feed(source, Layout(4, 4), first_step=0, last_step=2, seed=0, workers=0))
+    assert len(read) < 20

@@ -19,6 +19,8 @@ from mfkit.files.artifact import Artifact
 
 SHUFFLE_SAMPLES, SHUFFLE_BYTES = 2000, 2**30
 """A stream is shuffled among so many of its samples, or among fewer that fit into so many bytes."""
+_UNLIKE = 4
+"""How many times these bytes its samples may be, where the first was smaller than the others."""
 
 
 class Numbered(Protocol):
@@ -147,7 +149,7 @@ def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> I
     shuffle = wds.shuffle(buffer, initial=first, rng=random.Random(seed))
     # A broken row must be missing for every process alike, so all of them decode all, where one may be left out.
     decode = source.decode if not source.damage.skips else lambda row: row
-    rows = enumerate(shuffle(iter(_endless(source))))
+    rows = enumerate(_within_memory(shuffle, _endless(source), source.location))
     for step in steps:
         for batch in layout.batches(step):
             found: list[tuple[int, dict[str, Any]]] = []
@@ -161,6 +163,32 @@ def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> I
                     )
                 found.append((wanted, decode(row)))
             yield collate(found)
+
+
+def _within_memory(shuffle: Any, samples: Iterator[dict[str, Any]], location: str) -> Iterator[dict[str, Any]]:
+    """The shuffled samples; an error before those that wait fill the memory."""
+    held = 0
+
+    def size(sample: dict[str, Any]) -> int:
+        parts = sample.values()
+        return sum(
+            part.nbytes if isinstance(part, torch.Tensor) else len(part) for part in parts if hasattr(part, "__len__")
+        )
+
+    def entering() -> Iterator[dict[str, Any]]:
+        nonlocal held
+        for sample in samples:
+            held += size(sample)
+            if held > _UNLIKE * SHUFFLE_BYTES:
+                raise InputError(
+                    f"{location}: its samples are much larger than its first one, and fill the memory when they are "
+                    "shuffled; give them as tars on this machine, not compressed"
+                )
+            yield sample
+
+    for sample in shuffle(entering()):
+        held -= size(sample)
+        yield sample
 
 
 def _endless(source: ShardStream) -> Iterator[dict[str, Any]]:
