@@ -61,6 +61,14 @@ def test_the_first_sample_may_be_the_broken_one(latents: Path, mfkit, caplog) ->
     assert mfkit(TRAIN + " --on-bad skip").code == 0 and "1 samples could not be read" in caplog.text
 
 
+def test_the_first_of_foreign_shards_may_be_the_broken_one(latents: Path, mfkit, caplog) -> None:
+    (latents / "index.json").unlink()
+    spoil(latents / "00000.tar", label_place(latents / "00000.tar", 0), b"x")
+    train = TRAIN.replace("latents", "latents --classes 10 --preset digits")
+    failed(mfkit(train), 3, "00000.tar: sample 000000000: cls is no class index")
+    assert mfkit(train + " --on-bad skip").code == 0 and "1 samples could not be read" in caplog.text
+
+
 def test_more_than_one_in_a_hundred_is_an_error_anyway(latents: Path, mfkit) -> None:
     for number in range(16):
         spoil(latents / "00001.tar", label_place(latents / "00001.tar", number), b"x")

@@ -29,6 +29,8 @@ _MOST = 1_000_000
 """Shards that braces may name: all names are kept."""
 _LONGEST = 100
 """Characters of a range, and pairs of braces."""
+_PEEKED = 20
+"""Broken samples at the beginning of a stream that are looked past for the shape of the others."""
 _ENOUGH = 1000
 """Samples of a stream after which the share of broken ones is looked at."""
 
@@ -73,6 +75,8 @@ class ShardStream:
         self.artifact = described(Path(location), described_as, location, content_digest=NAMES_DIGEST + listed)
         if header:
             self._first = next(self._samples, {})
+        self._passed: list[dict[str, Any]] = []
+        """Samples behind the first that were read by looking ahead."""
         if self.artifact.kind != kind:
             raise InputError(f"{location} is a stream of {self.artifact.kind}; expected: {kind}")
 
@@ -98,15 +102,25 @@ class ShardStream:
         return min(most, max(1, limit // max(1, size)))
 
     def peek(self) -> dict[str, Any]:
-        """The first sample, decoded, before it is read."""
-        return self.decode(self._first or {})
+        """The first sample, decoded, before it is read; where broken ones may be left out, the first that is not."""
+        while True:
+            sample = self._first if not self._passed else self._passed[-1]
+            try:
+                return self.decode(sample or {})
+            except InputError:
+                following = (row for row in self._samples if "header" not in row)
+                if not self.damage.skips or len(self._passed) == _PEEKED or (row := next(following, None)) is None:
+                    raise
+                self._passed.append(row)
 
     def raw(self) -> Iterator[dict[str, Any]]:
         """One pass over the samples, not decoded; a stream gives a single one."""
         samples = self._samples if self._first is not None else self._read(self._urls)
         first, self._first = self._first, None
+        passed, self._passed = self._passed, []
         if first:
             yield first
+        yield from passed
         yield from (sample for sample in samples if "header" not in sample)
 
     def rows(self) -> Iterator[dict[str, Any]]:
