@@ -78,6 +78,7 @@ def test_training_stages(mfkit, stage: str) -> None:
 @pytest.mark.parametrize("stage", ["encode", "trajectories", "sample", "loader", "derivative"])
 def test_other_stages(mfkit, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfkit.benchmark.production._LONG", 4)  # batches
+    monkeypatch.setattr("mfkit.stages.passes._TOGETHER", 8 * 16)  # so that the batch of 8 is one pass
     done = mfkit(f"bench {stage} {TINY}")
     assert done.code == 0, done.err
     told = json.loads(done.out)

@@ -157,17 +157,15 @@ def test_another_number_of_processes_goes_on_with_the_same_order(chain: Path, tm
         tmp_path,
     )
     assert checkpoints(tmp_path / "t.safetensors"), stopped.stderr
-    done = shell(f"torchrun --standalone --nproc_per_node 2 -m mfkit {command} --steps 8", tmp_path)
+    done = shell(several(tmp_path, f"{command} --steps 8", processes=2), tmp_path)
     assert done.returncode == 0, done.stderr
     one, other = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "t.safetensors")
     assert max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one) < 1e-4
 
 
 def test_a_shard_fewer_than_processes(chain: Path, tmp_path: Path) -> None:
-    done = shell(
-        f"torchrun --standalone --nproc_per_node 2 -m mfkit encode digits:heldout --rae {chain}/rae.safetensors "
-        "-o latents --shard-size 1000", tmp_path,
-    )  # fmt: skip
+    command = f"encode digits:heldout --rae {chain}/rae.safetensors -o latents --shard-size 1000"
+    done = shell(several(tmp_path, command, processes=2), tmp_path)
     assert done.returncode == 0 and "1 shards for 2 processes: some have nothing to do" in done.stderr, done.stderr
     assert json.loads((tmp_path / "latents/index.json").read_text())["samples"] == 297
 
