@@ -19,8 +19,8 @@ import torch
 import mfkit
 from mfkit.data.codecs import array_bytes
 from mfkit.data.shards import write_shard
+from mfkit.flow.random import Draws
 from mfkit.objectives.losses import chord_matching, flow_matching
-from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import trajectory
 from mfkit.solvers.times import time_grid
 from mfkit.stages.inputs import open_latents
@@ -47,7 +47,7 @@ def log_of(output: str) -> list[dict[str, Any]]:
 def pairs(digits: Path) -> list[dict[str, Any]]:
     """Errors on 1,000 trajectories of the teacher that no one was trained on, after steps of 64 pairs each."""
     teacher = mfkit.load(digits / "teacher.safetensors")
-    _, noise = draw_rows(1, "new", range(ROWS), SHAPE)
+    noise = Draws(1, "new", range(ROWS)).normal("noise", SHAPE)
     y, times = torch.arange(ROWS) % 10, time_grid(12, 4.0)
     states = trajectory(lambda z, t: teacher(z, t, y), noise, times, "heun")
     found = []
@@ -95,7 +95,7 @@ def order(digits: Path) -> list[dict[str, Any]]:
     assert not hasattr(rows, "raw")
     values = [rows[i] for i in range(len(rows))]
     latents, labels = torch.stack([row["latent"] for row in values]).float(), [row["label"] for row in values]
-    uniform, noise = draw_rows(1, "new", range(len(values)), SHAPE, uniforms=1)
+    draws = Draws(1, "new", range(len(values)))
     orders = {
         "shuffled": torch.randperm(len(values), generator=torch.Generator().manual_seed(0)).tolist(),
         "sorted": sorted(range(len(values)), key=labels.__getitem__),
@@ -114,7 +114,9 @@ def order(digits: Path) -> list[dict[str, Any]]:
             "--log-every 250 --overwrite"
         )
         network: Any = mfkit.load(output)
-        error = flow_matching(network, latents, noise, uniform[:, 0], torch.tensor(labels)).squared_error
+        error = flow_matching(
+            network, latents, draws.normal("noise", SHAPE), draws.uniform("time"), torch.tensor(labels)
+        ).squared_error
         logged = [line["squared_error"] for line in log_of(output)]
         found.append({"order": name, "squared_error_while_training": logged, "error": float(error)})
     return found

@@ -116,10 +116,10 @@ def test_latents_of_another_shape_are_refused(mfkit, chain: Path, tmp_path: Path
 def test_a_students_two_steps_meet_at_half_time(mfkit, chain: Path, tmp_path: Path) -> None:
     """As published; with --time-shift 4 they meet where that shift puts 0.5: at 0.8."""
     import mfkit as package
-    from mfkit.solvers.noise import draw_rows
+    from mfkit.flow.random import Draws
 
     student, rae = package.load(chain / "mft.safetensors"), package.load(chain / "rae.safetensors")
-    _, z = draw_rows(0, "sample", range(10), (32, 4, 4), uniforms=1)
+    z = Draws(0, "sample", range(10)).normal("noise", (32, 4, 4))
     y, nought, one = torch.arange(10), torch.zeros(10), torch.ones(10)
     for flag, middle in (("", 0.5), ("--time-shift 4", 0.8)):
         assert mfkit(f"sample {chain}/mft.safetensors -n 10 --nfe 2 -o x.npz --overwrite {flag}").code == 0

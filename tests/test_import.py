@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import mfkit as package
 from mfkit.files.artifact import open_artifact
+from mfkit.flow.random import Draws
 from mfkit.networks.released import decoder_config
-from mfkit.solvers.noise import draw_rows
 from mfkit.stages.generate import generate
 
 SIZES = dict(channels=12, side=4, classes=7, width=24, depth=3, heads=3, head_width=32, head_depth=2, head_heads=4)
@@ -259,7 +259,7 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
         exact = (vae.encode(image).latent_dist.mean - 0.1) * 0.2
         assert torch.allclose(rows.source[5]["latent"].float(), exact[0], rtol=2e-3, atol=2e-3)
         network = package.load(tmp_path / "mf.safetensors")
-        _, noise = draw_rows(0, "sample", range(4), (4, 8, 8), uniforms=1)
+        noise = Draws(0, "sample", range(4)).normal("noise", (4, 8, 8))
         latents = generate(network, noise, torch.arange(4), steps=1, shift=1, solver="euler")
         pixels = (vae.decode(latents / 0.2 + 0.1).sample / 2 + 0.5).clamp(0, 1).mul(255)
     import numpy as np

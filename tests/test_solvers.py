@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from mfkit.solvers.noise import draw_rows, row_seed
 from mfkit.solvers.ode import evaluations, jump, trajectory
 from mfkit.solvers.times import interval, per_row, shifted, time_grid, time_shift
 from mfkit.stages.meanflow import instantaneous
@@ -102,19 +101,3 @@ def test_counted_evaluations_are_those_made(solver: str, steps: int, nfe: int) -
     calls = []
     trajectory(lambda z, t: calls.append(1) or z, torch.ones(1, 1, 1, 1), time_grid(steps, 1.0), solver)
     assert len(calls) == nfe == evaluations(steps, solver)
-
-
-def test_draws_depend_on_seed_and_row_alone() -> None:
-    uniform, normal = draw_rows(7, "sample", range(10), (3, 4), uniforms=2)
-    alone_uniform, alone_normal = draw_rows(7, "sample", [6], (3, 4), uniforms=2)
-    assert torch.equal(uniform[6], alone_uniform[0]) and torch.equal(normal[6], alone_normal[0])
-    assert not torch.equal(normal, draw_rows(8, "sample", range(10), (3, 4), uniforms=2)[1])
-    assert not torch.equal(normal, draw_rows(7, "teacher", range(10), (3, 4), uniforms=2)[1])
-
-
-def test_draws_of_neighbouring_rows_are_independent() -> None:
-    uniform, normal = draw_rows(0, "sample", range(4000), (8,), uniforms=1)
-    assert normal.mean().abs() < 0.03 and abs(normal.std() - 1) < 0.02
-    assert torch.corrcoef(torch.stack([normal[:-1, 0], normal[1:, 0]]))[0, 1].abs() < 0.06
-    assert uniform.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert len({row_seed(seed, "sample", row) for seed in range(50) for row in range(200)}) == 10_000

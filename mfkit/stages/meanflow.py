@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from mfkit.data.feed import Batch
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact
+from mfkit.flow.random import Draws
 from mfkit.networks.dit import AverageVelocityDiT, null_labels
 from mfkit.networks.execution import compile_blocks
 from mfkit.objectives.derivative import Method, derivative
 from mfkit.objectives.losses import Loss, mean_flow
 from mfkit.processes import processes
 from mfkit.settings import GeneratorSettings, MeanFlowSettings, ModelName, PresetName
-from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.times import interpolate, interval, time_shift
 from mfkit.stages.inputs import LatentSet, check_fit, check_same_rae, fresh_config
 from mfkit.stages.plan import Plan
@@ -106,11 +106,12 @@ def _plan(
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         x, y = batch.columns["latent"].float(), batch.columns["label"]
-        uniform, noise = draw_rows(settings.seed, purpose, batch.positions, x.shape[1:], uniforms=3, device=x.device)
+        draws = Draws(settings.seed, purpose, batch.positions, x.device)
+        noise, times = draws.normal("noise", x.shape[1:]), draws.uniform("time", 2)
         fixed = instantaneous(torch.tensor(batch.positions), flow.instantaneous)
         moving = moving_rows(fixed, flow.instantaneous).to(x.device, non_blocking=True)
-        r, t = interval(uniform[:, 0], uniform[:, 1], shift, fixed.to(x.device, non_blocking=True))
-        y = null_labels(y, classes, uniform[:, 2] < settings.label_drop)
+        r, t = interval(times[:, 0], times[:, 1], shift, fixed.to(x.device, non_blocking=True))
+        y = null_labels(y, classes, draws.uniform("class-dropout") < settings.label_drop)
         z, one_point = interpolate(x, noise, t)
         v = velocity_at(z, t, y, one_point)
         return objective(

@@ -10,10 +10,10 @@ from mfkit.data.feed import Batch
 from mfkit.errors import InputError
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact
+from mfkit.flow.random import Draws
 from mfkit.networks.dit import AverageVelocityDiT, null_labels
 from mfkit.objectives.losses import Loss, chord_matching
 from mfkit.settings import GeneratorSettings, MidtrainSettings, PresetName
-from mfkit.solvers.noise import draw_rows
 from mfkit.stages.inputs import LatentSet, check_fit
 from mfkit.stages.plan import Plan
 from mfkit.stages.seeding import seeded
@@ -32,21 +32,21 @@ def plan(
     solved = trajectories.artifact.inputs.get("teacher")
     if solved and solved["digest"] != teacher.digest:
         raise InputError(f"{trajectories.artifact.path} was not solved by {teacher_path}, but by another teacher")
-    with seeded(settings.seed):
-        network = AverageVelocityDiT.from_teacher(weights.load_generator(teacher_path, "teacher"))
+    network_of_teacher = weights.load_generator(teacher_path, "teacher")
+    with seeded(settings.seed):  # the loading draws weights too, before it has them from the file
+        network = AverageVelocityDiT.from_teacher(network_of_teacher)
     classes = network.config.classes
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         states, times, y = (batch.columns[name] for name in ("states", "times", "label"))
-        uniform, _ = draw_rows(
-            settings.seed, "midtrain", batch.positions, (), uniforms=4 * pairs.pairs, device=states.device
-        )
-        uniform = uniform.view(-1, 4)  # (B * pairs, 4)
+        draws = Draws(settings.seed, "midtrain", batch.positions, states.device)
+        y = null_labels(y, classes, draws.uniform("class-dropout") < settings.label_drop)
         item = torch.arange(len(states), device=states.device).repeat_interleave(pairs.pairs)
-        later, earlier = pair(uniform[:, 0], uniform[:, 1], states.shape[1], uniform[:, 3] < pairs.to_data)
-        y = null_labels(y[item], classes, uniform[:, 2] < settings.label_drop)
+        first, second = (draws.uniform(f"{name}-state", pairs.pairs).flatten() for name in ("first", "second"))
+        to_data = draws.uniform("to-data", pairs.pairs).flatten() < pairs.to_data
+        later, earlier = pair(first, second, states.shape[1], to_data)
         z_t, z_r = states[item, later].float(), states[item, earlier].float()
-        return chord_matching(net, z_t, z_r, times[item, earlier], times[item, later], y)
+        return chord_matching(net, z_t, z_r, times[item, earlier], times[item, later], y[item])
 
     return Plan(
         kind="student",

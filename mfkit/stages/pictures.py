@@ -9,8 +9,8 @@ import torch
 from mfkit.files import weights
 from mfkit.files.artifact import Artifact
 from mfkit.files.pictures import write_grid
+from mfkit.flow.random import Draws
 from mfkit.networks.dit import DiT
-from mfkit.solvers.noise import draw_rows
 from mfkit.stages.generate import default_steps, pictures
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def grid_from_fixed_noise(
     classes = min(_ROWS, network.config.classes)
     labels = torch.arange(classes, device=device).repeat_interleave(_COLUMNS)
     shape = (network.config.channels, network.config.side, network.config.side)
-    _, noise = draw_rows(0, "sample", range(len(labels)), shape, device=device)
+    noise = Draws(0, "sample", range(len(labels)), device).normal("noise", shape)
     network.eval()
     images = pictures(network, rae, noise, labels, steps=default_steps(network), shift=config["time_shift"])
     network.train()

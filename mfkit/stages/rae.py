@@ -19,6 +19,7 @@ from mfkit.files import weights
 from mfkit.files.artifact import Artifact, provenance
 from mfkit.files.atomic import claimed
 from mfkit.files.pictures import write_grid
+from mfkit.flow.random import Draws
 from mfkit.networks.dit import parameter_count
 from mfkit.networks.pretraining import MaskedPretraining, hide_patches
 from mfkit.networks.rae import RAE
@@ -26,7 +27,7 @@ from mfkit.objectives.losses import Loss, masked_prediction, reconstruction
 from mfkit.presets import DECODER_SIZES
 from mfkit.processes import processes
 from mfkit.settings import AutoencoderSettings, PresetName, TrainingSettings
-from mfkit.solvers.noise import draw_rows
+from mfkit.solvers.times import per_row
 from mfkit.stages.encoders import TINY, Encoder, assemble, open_encoder
 from mfkit.stages.plan import Execution
 from mfkit.stages.seeding import seeded
@@ -103,10 +104,8 @@ def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, size
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         seen = rae.encoder_input(_unit(batch.columns["image"]))
-        uniform, _ = draw_rows(
-            settings.seed, "encoder", batch.positions, (), uniforms=1 + side * side, device=seen.device
-        )
-        hidden = uniform[:, 1:] < sizes.mask * uniform[:, :1]
+        draws = Draws(settings.seed, "train-rae/encoder", batch.positions, seen.device)
+        hidden = draws.uniform("patch", side * side) < sizes.mask * draws.uniform("mask", 1)
         predicted, logits = net(hide_patches(seen, hidden.view(-1, side, side)))
         return masked_prediction(seen, predicted, batch.columns["label"], logits, sizes.label_weight)
 
@@ -121,10 +120,9 @@ def _decoder_training(
         pixels = _unit(batch.columns["image"])
         with torch.no_grad():
             features = rae.features(pixels)
-        uniform, noise = draw_rows(
-            settings.seed, "decoder", batch.positions, features.shape[1:], uniforms=1, device=pixels.device
-        )
-        sigma = sizes.noise * uniform[:, 0, None, None, None]
+        draws = Draws(settings.seed, "train-rae/decoder", batch.positions, pixels.device)
+        sigma = sizes.noise * per_row(draws.uniform("sigma"), features)
+        noise = draws.normal("noise", features.shape[1:])
         decoded = net(features + sigma * noise * rae.latent_scale)
         decoded_features = rae.features(decoded) if sizes.feature_weight else None
         return reconstruction(pixels, decoded, features, decoded_features, sizes.feature_weight)

@@ -25,12 +25,12 @@ from mfkit.files import weights
 from mfkit.files.artifact import Artifact, digest, open_artifact, provenance
 from mfkit.files.atomic import claimed, sync_files, whole_file
 from mfkit.files.pictures import write_grid
+from mfkit.flow.random import Draws
 from mfkit.networks.dit import DiT, VelocityDiT
 from mfkit.networks.rae import RAE
 from mfkit.networks.vae import VAE
 from mfkit.processes import processes
 from mfkit.settings import PrecisionName
-from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import Solver, evaluations
 from mfkit.stages.generate import default_steps, pictures
 from mfkit.stages.inputs import AUTOENCODERS, check_decodes, check_same_rae, follow, latent_shape
@@ -110,9 +110,10 @@ class Sampler:
         number, rows = part
         config = self.network.config
         shape = (config.channels, config.side, config.side)
-        uniform, noise = draw_rows(self.request.seed, "sample", rows, shape, uniforms=1, device=self.device)
+        draws = Draws(self.request.seed, "sample", rows, self.device)
+        noise = draws.normal("noise", shape)
         if self._choices is None:
-            labels = (uniform[:, 0] * len(self.classes)).long()
+            labels = (draws.uniform("label") * len(self.classes)).long()
         else:
             labels = torch.tensor([self._choices[row % len(self._choices)] for row in rows], device=self.device)
         images = self._passes.run(self._pictures, rows, noise, labels)

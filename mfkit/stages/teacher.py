@@ -3,10 +3,10 @@
 from torch import nn
 
 from mfkit.data.feed import Batch
+from mfkit.flow.random import Draws
 from mfkit.networks.dit import VelocityDiT, null_labels
 from mfkit.objectives.losses import Loss, flow_matching
 from mfkit.settings import FlowSettings, GeneratorSettings, ModelName, PresetName
-from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.times import shifted, time_shift
 from mfkit.stages.inputs import LatentSet, fresh_config
 from mfkit.stages.plan import Plan
@@ -23,9 +23,10 @@ def plan(
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         x, y = batch.columns["latent"].float(), batch.columns["label"]
-        uniform, noise = draw_rows(settings.seed, "teacher", batch.positions, x.shape[1:], uniforms=2, device=x.device)
-        y = null_labels(y, classes, uniform[:, 1] < settings.label_drop)
-        return flow_matching(net, x, noise, shifted(uniform[:, 0], shift), y)
+        draws = Draws(settings.seed, "train-teacher", batch.positions, x.device)
+        y = null_labels(y, classes, draws.uniform("class-dropout") < settings.label_drop)
+        noise = draws.normal("noise", x.shape[1:])
+        return flow_matching(net, x, noise, shifted(draws.uniform("time"), shift), y)
 
     return Plan(
         kind="teacher",

@@ -17,9 +17,9 @@ from mfkit.data.sequence import row_ranges
 from mfkit.data.shards import STREAM, write_standard_output
 from mfkit.files import weights
 from mfkit.files.artifact import open_artifact, provenance
+from mfkit.flow.random import Draws
 from mfkit.processes import processes
 from mfkit.settings import TrajectorySettings
-from mfkit.solvers.noise import draw_rows
 from mfkit.solvers.ode import trajectory
 from mfkit.solvers.times import time_grid
 from mfkit.stages.inputs import latent_shape
@@ -55,7 +55,7 @@ def solve(teacher_path: Path, count: int, output: str, settings: TrajectorySetti
 
     def solved(part: tuple[int, range]) -> _Solved:
         shard, rows = part
-        _, noise = draw_rows(settings.seed, "trajectories", rows, shape, device=device)
+        noise = Draws(settings.seed, "trajectories", rows, device).normal("noise", shape)
         labels = torch.tensor([row % classes for row in rows], device=device)
         states = passes.run(path, rows, noise, labels).to(STORED[settings.dtype])
         return _Solved(shard, rows, labels.tolist(), states.cpu().numpy())
