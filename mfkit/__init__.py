@@ -9,27 +9,27 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mfkit.pipeline import MeanFlowPipeline
+    from mfkit.interop.pipeline import MeanFlowPipeline
 
     __version__: str
 __all__ = ["MeanFlowPipeline", "__version__", "load"]
 
 
 def load(path: str | Path) -> nn.Module:
-    """The network in a file that mfkit wrote, ready to use: see :func:`mfkit.files.weights.load`."""
-    from mfkit.files import weights
+    """The network in a file that mfkit wrote, ready to use: see :func:`mfkit.autoencoders.weights.load`."""
+    from mfkit.autoencoders import weights
 
     return weights.load(path)
 
 
 def __getattr__(name: str) -> object:
-    """What takes long to find, once it is asked for: the version, :class:`mfkit.pipeline.MeanFlowPipeline`."""
+    """What takes long to find, once it is asked for: the version, :class:`mfkit.interop.pipeline.MeanFlowPipeline`."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("mfkit")
     if name == "MeanFlowPipeline":
-        from mfkit.pipeline import MeanFlowPipeline
+        from mfkit.interop.pipeline import MeanFlowPipeline
 
         return MeanFlowPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

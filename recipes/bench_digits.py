@@ -18,12 +18,12 @@ import torch
 
 import mfkit
 from mfkit.data.codecs import array_bytes
+from mfkit.data.latents import open_latents
 from mfkit.data.shards import write_shard
+from mfkit.flow.losses import chord_matching, flow_matching
 from mfkit.flow.random import Draws
-from mfkit.objectives.losses import chord_matching, flow_matching
-from mfkit.solvers.ode import trajectory
-from mfkit.solvers.times import time_grid
-from mfkit.stages.inputs import open_latents
+from mfkit.flow.solvers import trajectory
+from mfkit.flow.times import time_grid
 
 STEPS = 1000
 SHAPE = (32, 4, 4)

@@ -15,14 +15,14 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 import mfkit
+from mfkit.artifacts.artifact import file_digest
+from mfkit.autoencoders.rae import RAE
+from mfkit.data.figures import write_grid
 from mfkit.data.images import open_images
 from mfkit.data.sequence import batches_of
-from mfkit.files.artifact import file_digest
-from mfkit.files.pictures import write_grid
-from mfkit.metrics.diversity import nearest_distances, within_class_variance
-from mfkit.metrics.features import rae_features
-from mfkit.metrics.frechet import Moments, frechet_distance
-from mfkit.networks.rae import RAE
+from mfkit.evaluation.features import rae_features
+from mfkit.evaluation.metrics.diversity import nearest_distances, within_class_variance
+from mfkit.evaluation.metrics.frechet import Moments, frechet_distance
 
 
 def images(location: str) -> tuple[Tensor, Tensor]:

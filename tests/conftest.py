@@ -102,10 +102,11 @@ def several(folder: Path, *commands: str, processes: int = 1) -> str:
 
 SEVERAL = """
 import os, subprocess, sys
-import mfkit.processes, mfkit.stages.rae, mfkit.stages.sample, mfkit.stages.teacher, mfkit.stages.trajectories
+import mfkit.runtime.distributed, mfkit.training.autoencoder, mfkit.inference.sample
+import mfkit.training.teacher, mfkit.inference.trajectories
 from mfkit.commands.main import main
 
-mfkit.processes.leave = lambda: None
+mfkit.runtime.distributed.leave = lambda: None
 processes, port, codes, *commands = sys.argv[1:]
 forks = []
 for rank in range(int(processes) if int(processes) > 1 else 0):

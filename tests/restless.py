@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 import mfkit.commands.main
-import mfkit.stages.midtrain
-import mfkit.stages.rae
-import mfkit.stages.sample
-import mfkit.stages.teacher
-import mfkit.stages.trajectories  # noqa: F401
+import mfkit.inference.sample
+import mfkit.inference.trajectories  # noqa: F401
+import mfkit.training.autoencoder
+import mfkit.training.midtrain
+import mfkit.training.teacher
 
 STARTING = 0.3
 """Seconds that a run takes before its first result, roughly."""

@@ -8,10 +8,10 @@ import torch
 from conftest import failed
 
 from mfkit.benchmark.plain import plain_mean_flow
-from mfkit.metrics.rates import peak_bytes
-from mfkit.networks.dit import AverageVelocityDiT, DiTConfig
-from mfkit.objectives.derivative import central_difference
-from mfkit.objectives.losses import mean_flow
+from mfkit.benchmark.rates import peak_bytes
+from mfkit.flow.derivative import central_difference
+from mfkit.flow.losses import mean_flow
+from mfkit.models.dit import AverageVelocityDiT, DiTConfig
 
 TINY = "--preset digits --model tiny --batch-size 8 --rounds 1 --json"
 
@@ -78,7 +78,7 @@ def test_training_stages(mfkit, stage: str) -> None:
 @pytest.mark.parametrize("stage", ["encode", "trajectories", "sample", "loader", "derivative"])
 def test_other_stages(mfkit, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mfkit.benchmark.production._LONG", 4)  # batches
-    monkeypatch.setattr("mfkit.stages.passes._TOGETHER", 8 * 16)  # so that the batch of 8 is one pass
+    monkeypatch.setattr("mfkit.inference.micro_batches._TOGETHER", 8 * 16)  # so that the batch of 8 is one pass
     done = mfkit(f"bench {stage} {TINY}")
     assert done.code == 0, done.err
     told = json.loads(done.out)

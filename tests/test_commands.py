@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
+from mfkit.artifacts.safetensors_files import safetensors_header
 from mfkit.commands.main import app
 from mfkit.data.codecs import array_bytes
 from mfkit.data.shards import write_shard
-from mfkit.files.tensors import safetensors_header
 
 COMMANDS = list(get_command(app).commands)  # type: ignore[attr-defined]
 README = Path(__file__).parents[1] / "README.md"
@@ -319,5 +319,5 @@ def test_what_was_not_foreseen_is_one_line_too(mfkit, monkeypatch, tmp_path: Pat
     def fail(*arguments: object, **options: object) -> None:
         raise KeyError("missing")
 
-    monkeypatch.setattr("mfkit.files.describe.describe", fail)
+    monkeypatch.setattr("mfkit.artifacts.describe.describe", fail)
     failed(mfkit("inspect x"), 1, "KeyError, which mfkit did not foresee: missing; --debug shows where")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from mfkit.data.codecs import label_member, png_bytes
 from mfkit.data.shards import write_shard
-from mfkit.data.sources import ShardStream, open_shards
+from mfkit.data.stream import ShardStream, open_shards
+from mfkit.data.verify import verify
 from mfkit.errors import InputError
-from mfkit.stages.verify import verify
 
 
 def spoil(path: Path, place: int, data: bytes = b"?") -> None:

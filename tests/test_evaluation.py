@@ -12,9 +12,9 @@ from conftest import failed
 from PIL import Image
 from safetensors.torch import save_file
 
-from mfkit.metrics.inception_score import inception_score
-from mfkit.metrics.kernel import kernel_distance
-from mfkit.metrics.manifold import precision_recall
+from mfkit.evaluation.metrics.inception_score import inception_score
+from mfkit.evaluation.metrics.kernel import kernel_distance
+from mfkit.evaluation.metrics.manifold import precision_recall
 
 
 class _Layers(torch.nn.Module):
@@ -139,7 +139,7 @@ def test_reference_batches_as_adm_publishes_them(
     mfkit, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics of many images beside some of them: the statistics count, and they were resized as legacy-tf does."""
-    monkeypatch.setattr("mfkit.stages.measured.INCEPTION_WIDTH", 48)
+    monkeypatch.setattr("mfkit.evaluation.image_set.INCEPTION_WIDTH", 48)
     inception = save_inception(tmp_path / "inception.pt", 48)
     write(tmp_path / "a.npz", 40, 16, 0)
     many = write(tmp_path / "many.npz", 60, 16, 1)

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 import mfkit as package
-from mfkit.stages.generate import pictures
+from mfkit.inference.generate import pictures
 
 
 @pytest.fixture(scope="module")

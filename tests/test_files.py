@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mfkit as package
+from mfkit.artifacts.artifact import open_artifact, provenance
+from mfkit.artifacts.atomic import claimed, whole_file
+from mfkit.autoencoders import weights
 from mfkit.errors import InputError, OutputError
-from mfkit.files import weights
-from mfkit.files.artifact import open_artifact, provenance
-from mfkit.files.atomic import claimed, whole_file
-from mfkit.networks.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
+from mfkit.models.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
 
 CONFIG = DiTConfig(channels=4, side=2, classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2)
 DESCRIBED = {"time_shift": 2.0, "classes": ["a", "b", "c"]}

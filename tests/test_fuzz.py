@@ -23,20 +23,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from mfkit.artifacts.artifact import described, metadata, open_artifact
+from mfkit.artifacts.describe import chain as chain_of
+from mfkit.artifacts.describe import describe
+from mfkit.artifacts.safetensors_files import intact, read_tensors, save_tensors
+from mfkit.autoencoders import weights
 from mfkit.data.codecs import array_bytes, array_member, decode_image, label_member, png_bytes
 from mfkit.data.npz import NpzImages
 from mfkit.data.shards import write_index, write_shard, write_stream
-from mfkit.data.sources import ShardFolder, ShardStream, open_shards
-from mfkit.data.statistics import read_statistics
+from mfkit.data.stream import ShardFolder, ShardStream, open_shards
+from mfkit.data.verify import verify
 from mfkit.errors import MfkitError
-from mfkit.files import weights
-from mfkit.files.artifact import described, metadata, open_artifact
-from mfkit.files.describe import chain as chain_of
-from mfkit.files.describe import describe
-from mfkit.files.foreign import read_document
-from mfkit.files.tensors import intact, read_tensors, save_tensors
-from mfkit.networks.dit import DiTConfig, VelocityDiT
-from mfkit.stages.verify import verify
+from mfkit.evaluation.statistics import read_statistics
+from mfkit.formats.hub import read_document
+from mfkit.models.dit import DiTConfig, VelocityDiT
 from mfkit.training.log import read as read_log
 
 INPUTS = int(os.environ.get("MFKIT_FUZZ", "1000"))

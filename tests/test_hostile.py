@@ -20,10 +20,10 @@ import torch
 from conftest import failed, shell
 from safetensors.torch import load_file
 
+from mfkit.artifacts.safetensors_files import safetensors_header, save_tensors
+from mfkit.autoencoders.rae import RAEConfig, new_decoder
 from mfkit.data.codecs import array_bytes, png_bytes
 from mfkit.data.images import folder_names
-from mfkit.files.tensors import safetensors_header, save_tensors
-from mfkit.networks.rae import RAEConfig, new_decoder
 
 MOST_MEMORY = 1 << 29
 

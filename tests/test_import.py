@@ -17,10 +17,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 import mfkit as package
-from mfkit.files.artifact import open_artifact
+from mfkit.artifacts.artifact import open_artifact
 from mfkit.flow.random import Draws
-from mfkit.networks.released import decoder_config
-from mfkit.stages.generate import generate
+from mfkit.formats.released import decoder_config
+from mfkit.inference.generate import generate
 
 SIZES = dict(channels=12, side=4, classes=7, width=24, depth=3, heads=3, head_width=32, head_depth=2, head_heads=4)
 HEADS = (SIZES["heads"], SIZES["head_heads"])
@@ -250,7 +250,7 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
         done = mfkit(command)
         assert done.code == 0, f"{command}: {done.err}"
     from mfkit.data.images import open_images
-    from mfkit.stages.inputs import open_latents
+    from mfkit.data.latents import open_latents
 
     rows, source = open_latents(str(tmp_path / "latents")), open_images("digits:heldout", 32)
     assert rows.shape == (4, 8, 8)

@@ -9,8 +9,8 @@ import scipy.linalg
 import torch
 from conftest import failed
 
-from mfkit.metrics.diversity import nearest_distances, within_class_variance
-from mfkit.metrics.frechet import Moments, frechet_distance
+from mfkit.evaluation.metrics.diversity import nearest_distances, within_class_variance
+from mfkit.evaluation.metrics.frechet import Moments, frechet_distance
 
 
 def test_frechet_distance_of_gaussians_in_closed_form() -> None:

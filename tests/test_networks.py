@@ -8,9 +8,9 @@ from conftest import close
 from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
-from mfkit.networks.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
-from mfkit.networks.layers import Linear, RotaryPositions, sincos_positions
-from mfkit.networks.rae import RAE, RAEConfig, encode_patches
+from mfkit.autoencoders.rae import RAE, RAEConfig, encode_patches
+from mfkit.models.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
+from mfkit.models.layers import Linear, RotaryPositions, sincos_positions
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfkit.metrics.rates import peak_bytes
-from mfkit.networks.dit import AverageVelocityDiT, DiTConfig
-from mfkit.networks.layers import attention
-from mfkit.objectives.derivative import central_difference, jvp
-from mfkit.objectives.losses import chord_matching, flow_matching, mean_flow
-from mfkit.solvers.times import interpolate, per_row
+from mfkit.benchmark.rates import peak_bytes
+from mfkit.flow.derivative import central_difference, jvp
+from mfkit.flow.losses import chord_matching, flow_matching, mean_flow
+from mfkit.flow.times import interpolate, per_row
+from mfkit.models.dit import AverageVelocityDiT, DiTConfig
+from mfkit.models.layers import attention
 
 A = -1.7
 

@@ -13,8 +13,8 @@ import torch
 from conftest import close, failed
 
 import mfkit as package
-from mfkit.networks.rae import encode_patches
-from mfkit.stages.encoders import timm_encoder
+from mfkit.autoencoders.encoders import timm_encoder
+from mfkit.autoencoders.rae import encode_patches
 
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[parity]'")
 

@@ -9,8 +9,8 @@ from conftest import shell
 from timm.models import save_for_hf
 
 import mfkit as package
+from mfkit.artifacts.artifact import open_artifact
 from mfkit.data.images import open_images
-from mfkit.files.artifact import open_artifact
 
 
 def test_latents_are_standardised_over_the_training_images(chain: Path) -> None:
@@ -25,7 +25,7 @@ def test_latents_are_standardised_over_the_training_images(chain: Path) -> None:
 
 
 def test_shards_hold_what_the_encoder_gives(chain: Path) -> None:
-    from mfkit.stages.inputs import open_latents
+    from mfkit.data.latents import open_latents
 
     rae, source = package.load(chain / "rae.safetensors"), open_images("digits:train", 32)
     rows = open_latents(str(chain / "latents"))

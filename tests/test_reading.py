@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mfkit.data.codecs import array_bytes, array_member, label_member
-from mfkit.data.feed import Layout, feed
+from mfkit.data.loader import Layout, feed
 from mfkit.data.prefetch import ahead, behind, in_order
 from mfkit.data.shards import write_index, write_shard, write_stream
-from mfkit.data.sources import ShardFolder, ShardStream, open_shards
+from mfkit.data.stream import ShardFolder, ShardStream, open_shards
 from mfkit.errors import InputError
 
 CLASSES = 200
@@ -177,7 +177,7 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch) -> None:
     source = folder(tmp_path / "s", samples(6))
     expected = source.gather(range(6))["latent"]
     source.close()
-    monkeypatch.setattr("mfkit.data.rows._KEPT_OPEN", 1)
+    monkeypatch.setattr("mfkit.data.indexed._KEPT_OPEN", 1)
 
     def open_files() -> int:
         return sum(str(link.resolve()).startswith(str(tmp_path)) for link in Path("/proc/self/fd").iterdir())
@@ -271,7 +271,7 @@ def test_threads_keep_the_order() -> None:
 
 def test_a_stream_of_unlike_samples_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small first sample, and then large ones: an error well before all are held."""
-    monkeypatch.setattr("mfkit.data.feed.SHUFFLE_BYTES", 1 << 20)
+    monkeypatch.setattr("mfkit.data.loader.SHUFFLE_BYTES", 1 << 20)
     read: list[str] = []
     small, large = np.zeros((1, 2, 2), np.float32), np.zeros((64, 32, 32), np.float32)
     rows = [{"__key__": f"{i}", "latent.npy": array_bytes(large if i else small), "cls": b"0"} for i in range(60)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import shell
 
-from mfkit.files.artifact import file_digest
+from mfkit.artifacts.artifact import file_digest
 
 RESTLESS = Path(__file__).with_name("restless.py")
 KILLS = int(os.environ.get("MFKIT_KILLS", "5"))

@@ -12,14 +12,14 @@ import pytest
 import torch
 import webdataset as wds
 
+from mfkit.artifacts.artifact import file_digest
 from mfkit.data.codecs import array_bytes, array_member, decode_image, label_member, png_bytes
-from mfkit.data.feed import Layout, feed
 from mfkit.data.images import open_images
+from mfkit.data.loader import Layout, feed
 from mfkit.data.sequence import batches_by_shard
 from mfkit.data.shards import write_index, write_shard, write_stream
-from mfkit.data.sources import ShardFolder, ShardStream, _names, open_shards, shard_urls
+from mfkit.data.stream import ShardFolder, ShardStream, _names, open_shards, shard_urls
 from mfkit.errors import InputError, UsageError
-from mfkit.files.artifact import file_digest
 
 ROWS = 23
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from mfkit.solvers.ode import evaluations, jump, trajectory
-from mfkit.solvers.times import interval, per_row, shifted, time_grid, time_shift
-from mfkit.stages.meanflow import instantaneous
-from mfkit.stages.midtrain import pair
+from mfkit.flow.solvers import evaluations, jump, trajectory
+from mfkit.flow.times import interval, per_row, shifted, time_grid, time_shift
+from mfkit.training.meanflow import instantaneous
+from mfkit.training.midtrain import pair
 
 
 def test_published_shifts() -> None:

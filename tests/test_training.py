@@ -11,12 +11,12 @@ from conftest import several, shell
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from mfkit import presets
-from mfkit.files.artifact import file_digest
-from mfkit.settings import GeneratorSettings, TrainingSettings
-from mfkit.stages.meanflow import instantaneous, moving_rows
+from mfkit.artifacts.artifact import file_digest
+from mfkit.config import presets
+from mfkit.config.settings import GeneratorSettings, TrainingSettings
 from mfkit.training.checkpoint import checkpoints
-from mfkit.training.optimisation import ema_decay, learning_rate
+from mfkit.training.meanflow import instantaneous, moving_rows
+from mfkit.training.train_state import ema_decay, learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
 TEACHER = "train-teacher {chain}/latents -o t.safetensors --steps 6 --batch-size 16 --save-every 2 --log-every 1"
@@ -52,7 +52,7 @@ def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
 
 
 def test_every_preset_resolves_every_stage() -> None:
-    from mfkit import settings as kinds
+    from mfkit.config import settings as kinds
 
     stages = {
         "train-rae": (kinds.TrainingSettings, kinds.AutoencoderSettings),
@@ -137,8 +137,8 @@ def test_grids_from_fixed_noise(chain: Path, tmp_path: Path, mfkit) -> None:
 def test_processes_share_the_work(tmp_path: Path) -> None:
     """Each of two processes sees the other, and half of a step's rows."""
     script = (
-        "from mfkit.processes import processes, leave\n"
-        "from mfkit.data.feed import Layout\n"
+        "from mfkit.runtime.distributed import processes, leave\n"
+        "from mfkit.data.loader import Layout\n"
         "state = processes()\n"
         "layout = Layout(8, 2, state.process_index, state.num_processes)\n"
         "open(f'rank{state.process_index}', 'w').write(str(list(layout.batches(1))))\n"
@@ -246,9 +246,9 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
         "policy = 'transformer_based_wrap'\n"
         "state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy)\n"
         "PartialState().distributed_type = state.distributed_type = DistributedType.FSDP\n"
-        "from mfkit.training import loop, optimisation\n"
+        "from mfkit.training import loop, train_state\n"
         "stop = int(sys.argv.pop(1))\n"
-        "class Watched(optimisation.Optimisation):\n"
+        "class Watched(train_state.Optimisation):\n"
         "    def step(self, number, *rest):\n"
         "        assert self.sharded and type(self.network.blocks[0]).__name__ == 'FSDPBlock'\n"
         "        assert number < stop, 'stopped here'\n"

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfkit import presets
+from mfkit.autoencoders import weights
+from mfkit.benchmark.rates import seconds
 from mfkit.benchmark.request import BenchRequest
 from mfkit.benchmark.synthetic import Synthetic
-from mfkit.files import weights
-from mfkit.metrics.rates import seconds
-from mfkit.networks.dit import AverageVelocityDiT
-from mfkit.objectives.derivative import AverageVelocity, Derivative, central_difference, jvp
-from mfkit.precision import autocast, products
-from mfkit.processes import processes
-from mfkit.settings import MeanFlowSettings, PrecisionName
+from mfkit.config import presets
+from mfkit.config.settings import MeanFlowSettings, PrecisionName
+from mfkit.flow.derivative import AverageVelocity, Derivative, central_difference, jvp
+from mfkit.models.dit import AverageVelocityDiT
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.precision import autocast, products
 
 
 def bench_derivative(request: BenchRequest, inputs: Synthetic) -> dict[str, Any]:

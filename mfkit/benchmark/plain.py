@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from mfkit.objectives.derivative import AverageVelocity
-from mfkit.objectives.losses import Loss
-from mfkit.solvers.times import per_row
-from mfkit.stages.meanflow import Objective
+from mfkit.flow.derivative import AverageVelocity
+from mfkit.flow.losses import Loss
+from mfkit.flow.times import per_row
+from mfkit.training.meanflow import Objective
 
 
 def plain_mean_flow(step: float) -> Objective:
     """u at z, z + h v and z - k v in one batch of three times the rows: every row, every evaluation with gradients.
 
     The released MF-RAE code does so. Value and gradient are those of
-    :func:`~mfkit.objectives.losses.mean_flow` with the central difference of half-width ``step``.
+    :func:`~mfkit.flow.losses.mean_flow` with the central difference of half-width ``step``.
     """
 
     def loss(

@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-from mfkit import presets
+from mfkit.autoencoders import weights
+from mfkit.autoencoders.rae import RAEConfig
+from mfkit.benchmark.rates import product_rate, seconds
 from mfkit.benchmark.request import BenchRequest
 from mfkit.benchmark.synthetic import Synthetic
-from mfkit.files import weights
-from mfkit.metrics.flops import decoder_work, encoder_work, generator_work
-from mfkit.metrics.rates import product_rate, seconds
-from mfkit.networks.rae import RAEConfig
-from mfkit.precision import evaluating
-from mfkit.processes import processes
-from mfkit.settings import EncodeSettings, TrajectorySettings
-from mfkit.solvers.ode import evaluations, trajectory
-from mfkit.solvers.times import time_grid
-from mfkit.stages.encode import encode
-from mfkit.stages.generate import pictures
-from mfkit.stages.passes import Passes
-from mfkit.stages.sample import Sampler, SampleRequest, sample
-from mfkit.stages.trajectories import solve
-from mfkit.stages.work import preset_rae
+from mfkit.config import presets
+from mfkit.config.settings import EncodeSettings, TrajectorySettings
+from mfkit.evaluation.cost import preset_rae
+from mfkit.evaluation.flops import decoder_work, encoder_work, generator_work
+from mfkit.flow.solvers import evaluations, trajectory
+from mfkit.flow.times import time_grid
+from mfkit.inference.encode import encode
+from mfkit.inference.generate import pictures
+from mfkit.inference.micro_batches import Passes
+from mfkit.inference.sample import Sampler, SampleRequest, sample
+from mfkit.inference.trajectories import solve
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.precision import evaluating
 
 _SHORT, _LONG = 2, 10
 """Batches of two runs, whose difference is what counts: loading weights and the first and last batch are in both."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from mfkit import presets
+from mfkit.benchmark.rates import seconds
 from mfkit.benchmark.request import BenchRequest
 from mfkit.benchmark.synthetic import Synthetic
-from mfkit.data.feed import Layout, feed
-from mfkit.metrics.rates import seconds
-from mfkit.settings import GeneratorSettings
-from mfkit.stages.inputs import open_latents
+from mfkit.config import presets
+from mfkit.config.settings import GeneratorSettings
+from mfkit.data.latents import open_latents
+from mfkit.data.loader import Layout, feed
 
 _BATCHES = 32
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mfkit.settings import ModelName, PrecisionName, PresetName
+from mfkit.config.settings import ModelName, PrecisionName, PresetName
 
 
 @dataclass(frozen=True, kw_only=True)

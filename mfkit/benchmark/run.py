@@ -11,17 +11,17 @@ from typing import Any, get_args
 import torch
 from accelerate.utils import broadcast_object_list
 
+from mfkit.artifacts.artifact import library_versions
 from mfkit.benchmark.derivative import bench_derivative
 from mfkit.benchmark.production import bench_encode, bench_sample, bench_trajectories
 from mfkit.benchmark.reading import bench_loader
 from mfkit.benchmark.request import BenchRequest
 from mfkit.benchmark.synthetic import Synthetic
 from mfkit.benchmark.training import bench_training
+from mfkit.config.presets import LATENTS
 from mfkit.errors import UsageError
-from mfkit.files.artifact import library_versions
-from mfkit.presets import LATENTS
-from mfkit.processes import processes
-from mfkit.stages.work import TrainedStage
+from mfkit.evaluation.cost import TrainedStage
+from mfkit.runtime.distributed import processes
 
 BENCHMARKS: dict[str, Callable[[BenchRequest, Synthetic], dict[str, Any]]] = {
     "encode": bench_encode,

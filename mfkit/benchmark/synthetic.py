@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from mfkit.artifacts.artifact import Artifact, open_artifact
+from mfkit.autoencoders import weights
+from mfkit.autoencoders.rae import RAE, RAEConfig
+from mfkit.config.presets import GENERATOR_SIZES, LATENTS
+from mfkit.config.settings import ModelName, PresetName
 from mfkit.data.codecs import array_bytes, png_bytes
 from mfkit.data.shards import write_index, write_shard
-from mfkit.files import weights
-from mfkit.files.artifact import Artifact, open_artifact
-from mfkit.networks.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
-from mfkit.networks.rae import RAE, RAEConfig
-from mfkit.presets import GENERATOR_SIZES, LATENTS
-from mfkit.processes import processes
-from mfkit.settings import ModelName, PresetName
-from mfkit.solvers.times import time_grid, time_shift
+from mfkit.flow.times import time_grid, time_shift
+from mfkit.models.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
+from mfkit.runtime.distributed import processes
 
 _RECORD: dict[str, Any] = {"inputs": {}, "history": {}}
 _DIFFERENT = 32

@@ -10,18 +10,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from mfkit import presets
 from mfkit.benchmark.plain import plain_mean_flow
+from mfkit.benchmark.rates import peak_bytes, product_rate, seconds
 from mfkit.benchmark.request import BenchRequest
 from mfkit.benchmark.synthetic import Synthetic
-from mfkit.data.feed import Batch, Layout, feed
-from mfkit.errors import UsageError
-from mfkit.metrics.flops import generator_work
-from mfkit.metrics.rates import peak_bytes, product_rate, seconds
-from mfkit.objectives.losses import Loss, mean_flow
-from mfkit.precision import autocast, products
-from mfkit.processes import processes
-from mfkit.settings import (
+from mfkit.config import presets
+from mfkit.config.settings import (
     FlowSettings,
     GeneratorSettings,
     MeanFlowSettings,
@@ -29,11 +23,17 @@ from mfkit.settings import (
     PrecisionName,
     TrajectorySettings,
 )
-from mfkit.stages import meanflow, midtrain, teacher
-from mfkit.stages.inputs import open_latents, open_trajectories
-from mfkit.stages.plan import Plan
-from mfkit.stages.work import TrainedStage, forward_passes
-from mfkit.training.optimisation import LossOf, Optimisation
+from mfkit.data.latents import open_latents, open_trajectories
+from mfkit.data.loader import Batch, Layout, feed
+from mfkit.errors import UsageError
+from mfkit.evaluation.cost import TrainedStage, forward_passes
+from mfkit.evaluation.flops import generator_work
+from mfkit.flow.losses import Loss, mean_flow
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.precision import autocast, products
+from mfkit.training import meanflow, midtrain, teacher
+from mfkit.training.plan import Plan
+from mfkit.training.train_state import LossOf, Optimisation
 
 STAGES: tuple[TrainedStage, ...] = get_args(TrainedStage)
 _LOADED = 32

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import ModelName, PrecisionName, PresetName
+from mfkit.config.settings import ModelName, PrecisionName, PresetName
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
         from mfkit.benchmark.request import BenchRequest
         from mfkit.benchmark.run import bench as run_bench
         from mfkit.benchmark.run import bench_all
-        from mfkit.presets import MODELS
+        from mfkit.config.presets import MODELS
 
         if model is None:
             model = MODELS[preset] if torch.accelerator.is_available() or preset == "digits" else "S"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import FlowSettings, GeneratorSettings, MeanFlowSettings
+from mfkit.config.settings import FlowSettings, GeneratorSettings, MeanFlowSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -39,12 +39,12 @@ def register(app: typer.Typer) -> None:
         It trains on the latents that the student was trained on. Without -o it is written beside it, as
         mft.safetensors. Without --init it is vanilla mean flow, from random weights, on --latents.
         """
-        from mfkit import presets
+        from mfkit.artifacts.artifact import open_artifact
         from mfkit.commands.common import execution, inherited_preset
+        from mfkit.config import presets
+        from mfkit.data.latents import follow, open_latents
         from mfkit.errors import UsageError
-        from mfkit.files.artifact import open_artifact
-        from mfkit.stages.inputs import follow, open_latents
-        from mfkit.stages.meanflow import plan_bootstrap, plan_from_scratch
+        from mfkit.training.meanflow import plan_bootstrap, plan_from_scratch
 
         if init is None and (latents is None or output is None):
             raise UsageError("give --init, or --latents and -o to start from random weights")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from mfkit.artifacts.artifact import Artifact
+from mfkit.config.settings import PresetName
 from mfkit.errors import UsageError
-from mfkit.files.artifact import Artifact
-from mfkit.settings import PresetName
-from mfkit.stages.plan import Execution
+from mfkit.training.plan import Execution
 
 
 def execution(output: Path, overwrite: bool, restart: bool, dry_run: bool, log_with: Sequence[str] | None) -> Execution:

@@ -53,8 +53,8 @@ def is_main_process() -> bool:
 
 def leave() -> None:
     """Ends the command's part in a group of processes, if it took one."""
-    if "mfkit.processes" in sys.modules:
-        sys.modules["mfkit.processes"].leave()
+    if "mfkit.runtime.distributed" in sys.modules:
+        sys.modules["mfkit.runtime.distributed"].leave()
 
 
 class _Signalled(BaseException):

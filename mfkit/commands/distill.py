@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import GeneratorSettings, MeanFlowSettings
+from mfkit.config.settings import GeneratorSettings, MeanFlowSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -35,11 +35,11 @@ def register(app: typer.Typer) -> None:
         It trains on the latents that the teacher was trained on. Without -o it is written beside the teacher, as
         mfd.safetensors.
         """
-        from mfkit import presets
+        from mfkit.artifacts.artifact import open_artifact
         from mfkit.commands.common import execution, inherited_preset
-        from mfkit.files.artifact import open_artifact
-        from mfkit.stages.inputs import follow, open_latents
-        from mfkit.stages.meanflow import plan_distill
+        from mfkit.config import presets
+        from mfkit.data.latents import follow, open_latents
+        from mfkit.training.meanflow import plan_distill
 
         artifact = open_artifact(teacher, kinds=("teacher",))
         start = open_artifact(init, kinds=("student", "teacher")) if init else artifact

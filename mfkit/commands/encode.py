@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import AutoencoderSettings, EncodeSettings
+from mfkit.config.settings import AutoencoderSettings, EncodeSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -42,11 +42,11 @@ def register(app: typer.Typer) -> None:
         on_bad: options.BadInput = "error",
     ) -> str | None:
         """Images → shards of standardised latents, read ever after instead of the images."""
-        from mfkit import presets
+        from mfkit.artifacts.artifact import open_artifact
         from mfkit.commands.common import inherited_preset
+        from mfkit.config import presets
         from mfkit.errors import UsageError
-        from mfkit.files.artifact import open_artifact
-        from mfkit.stages.encode import encode, open_vae
+        from mfkit.inference.encode import encode, open_vae
 
         if (rae is None) == (vae is None):
             raise UsageError("give --rae or --vae")

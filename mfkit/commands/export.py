@@ -28,6 +28,6 @@ def register(app: typer.Typer) -> None:
 
         `MeanFlowPipeline.from_pretrained(DIR)(class_labels=[207], num_inference_steps=1).images` draws from it.
         """
-        from mfkit.stages.exporting import export
+        from mfkit.interop.export import export
 
         return export(model, rae, output, fid, overwrite=overwrite)

@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
         """Samples and real images → Fréchet distance, with its conditions, as one JSON object."""
         import json
 
-        from mfkit.stages.evaluate import Evaluation, evaluate
+        from mfkit.evaluation.evaluate import Evaluation, evaluate
 
         wanted = Evaluation(
             features=features, resize=resize, inception=inception, features_weights=features_weights, count=count,

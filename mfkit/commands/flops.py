@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import DTypeName
+from mfkit.config.settings import DTypeName
 
 ASSUMED_RATE = 400.0
 """10^12 operations per second: 40% of the peak of an H100 in bfloat16."""
@@ -65,7 +65,7 @@ def register(app: typer.Typer) -> None:
         import json
 
         from mfkit.errors import UsageError
-        from mfkit.stages.work import measured_rates, preset_work, recipe_work, work
+        from mfkit.evaluation.cost import measured_rates, preset_work, recipe_work, work
 
         if model is not None and preset is not None or model is None and rae is not None:
             raise UsageError("give a MODEL, with --rae where it is not the recorded one, or --preset alone")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import PresetName
+from mfkit.config.settings import PresetName
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         overwrite: options.Overwrite = False,
     ) -> str:
         """Released weights → a file that mfkit's commands take. Nothing in them is run."""
-        from mfkit.stages.importing import Import, import_weights
+        from mfkit.interop.import_weights import Import, import_weights
 
         request = Import(
             weights=weights, preset=preset, rae=rae, time_shift=time_shift, stats=stats, encoder=encoder,

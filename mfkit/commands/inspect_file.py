@@ -24,11 +24,11 @@ def register(app: typer.Typer) -> None:
         """A file or folder → what it is, its config and where it came from, as JSON."""
         import json
 
-        from mfkit.files.describe import describe
+        from mfkit.artifacts.describe import describe
 
         if verify:
+            from mfkit.data.verify import verify as check
             from mfkit.errors import InputError
-            from mfkit.stages.verify import verify as check
 
             found = check(path)
             if found["damaged"]:

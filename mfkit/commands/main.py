@@ -52,7 +52,7 @@ for module in (
 def _version(wanted: bool) -> None:
     if wanted:
         from mfkit import __version__
-        from mfkit.files.artifact import library_versions
+        from mfkit.artifacts.artifact import library_versions
 
         print(json.dumps({"mfkit": __version__, **library_versions()}))
         raise typer.Exit

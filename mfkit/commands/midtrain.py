@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import GeneratorSettings, MidtrainSettings
+from mfkit.config.settings import GeneratorSettings, MidtrainSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +32,11 @@ def register(app: typer.Typer) -> None:
 
         It starts as the teacher. Without -o it is written beside the teacher, as cmt.safetensors.
         """
-        from mfkit import presets
+        from mfkit.artifacts.artifact import open_artifact
         from mfkit.commands.common import execution, inherited_preset
-        from mfkit.files.artifact import open_artifact
-        from mfkit.stages import midtrain
-        from mfkit.stages.inputs import open_trajectories
+        from mfkit.config import presets
+        from mfkit.data.latents import open_trajectories
+        from mfkit.training import midtrain
 
         artifact = open_artifact(teacher, kinds=("teacher",))
         rows = open_trajectories(trajectories, classes=artifact.config["network"]["classes"], on_bad=on_bad)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from mfkit.commands.console import Verbosity, is_main_process, leave, one_line_errors
-from mfkit.settings import ModelName, OnBad, PresetName, Settings
+from mfkit.config.settings import ModelName, OnBad, PresetName, Settings
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
 RequiredOutput = Annotated[Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]

@@ -16,9 +16,9 @@ def register(app: typer.Typer) -> None:
         overwrite: options.Overwrite = False,
     ) -> str:
         """Training logs → loss, raw error and gradient norm, as a picture."""
+        from mfkit.artifacts.atomic import claimed
+        from mfkit.data.figures import write_curves
         from mfkit.errors import using
-        from mfkit.files.atomic import claimed
-        from mfkit.files.pictures import write_curves
         from mfkit.training.log import read
 
         names = [log.name.removesuffix(".log.jsonl") for log in logs]

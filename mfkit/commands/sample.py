@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import PrecisionName
+from mfkit.config.settings import PrecisionName
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
     ) -> str | None:
         """Student or teacher → pictures."""
         from mfkit.errors import UsageError
-        from mfkit.stages.sample import Sampler, SampleRequest, sample
+        from mfkit.inference.sample import Sampler, SampleRequest, sample
 
         if output is None and grid is None:
             raise UsageError("nothing to write: give -o, --grid, or both")

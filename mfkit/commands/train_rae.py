@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import AutoencoderSettings, TrainingSettings
+from mfkit.config.settings import AutoencoderSettings, TrainingSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -39,10 +39,10 @@ def register(app: typer.Typer) -> None:
         the distance of the encoder's own features. (The published decoders add LPIPS and a GAN: use those for
         ImageNet figures.)
         """
-        from mfkit import presets
         from mfkit.commands.common import execution
+        from mfkit.config import presets
         from mfkit.data.images import open_images
-        from mfkit.stages.rae import train_rae
+        from mfkit.training.autoencoder import train_rae
 
         preset = preset or ("digits" if images.partition(":")[0] == "digits" else "imagenet256")
         settings = presets.resolve(TrainingSettings, "train-rae", preset, flags)

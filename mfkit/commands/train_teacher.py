@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import FlowSettings, GeneratorSettings
+from mfkit.config.settings import FlowSettings, GeneratorSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
         log_with: options.LogWith = None,
     ) -> str:
         """Latents → the teacher: a velocity network, by flow matching."""
-        from mfkit import presets
         from mfkit.commands.common import execution, inherited_preset
-        from mfkit.stages import teacher
-        from mfkit.stages.inputs import open_latents
+        from mfkit.config import presets
+        from mfkit.data.latents import open_latents
+        from mfkit.training import teacher
 
         rows = open_latents(latents, classes=classes, on_bad=on_bad)
         preset = inherited_preset(preset, rows.artifact)

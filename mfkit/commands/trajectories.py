@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
-from mfkit.settings import TrajectorySettings
+from mfkit.config.settings import TrajectorySettings
 
 
 def register(app: typer.Typer) -> None:
@@ -24,10 +24,10 @@ def register(app: typer.Typer) -> None:
         overwrite: options.Overwrite = False,
     ) -> str | None:
         """Teacher → its ODE's states from noise to data, each with its true time."""
-        from mfkit import presets
+        from mfkit.artifacts.artifact import open_artifact
         from mfkit.commands.common import inherited_preset
-        from mfkit.files.artifact import open_artifact
-        from mfkit.stages.trajectories import solve
+        from mfkit.config import presets
+        from mfkit.inference.trajectories import solve
 
         preset = inherited_preset(preset, open_artifact(teacher, kinds=("teacher",)))
         settings = presets.resolve(TrajectorySettings, "trajectories", preset, flags)

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mfkit.artifacts.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
+from mfkit.config.settings import OnBad
 from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, LARGEST_IMAGE, decode_image, image_member, label_member
-from mfkit.data.damage import Damage
 from mfkit.data.npz import NpzImages
 from mfkit.data.shards import unfinished
-from mfkit.data.sources import ShardFolder, ShardStream, open_shards
+from mfkit.data.skip import Damage
+from mfkit.data.stream import ShardFolder, ShardStream, open_shards
 from mfkit.errors import MALFORMED, InputError
-from mfkit.files.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
-from mfkit.settings import OnBad
 
 DIGITS_SIZE = 32
 """Side of the digits in pixels, where none is asked for."""

@@ -16,14 +16,14 @@ import torch
 from numpy.lib.format import read_array, write_array, write_array_header_1_0
 from torch import Tensor
 
+from mfkit.artifacts.artifact import Artifact, file_digest
+from mfkit.artifacts.atomic import whole_file, writing
+from mfkit.artifacts.json_files import fields, parse_json
+from mfkit.artifacts.schema import check_config
 from mfkit.data.codecs import array_header
-from mfkit.data.damage import Damage
+from mfkit.data.skip import Damage
 from mfkit.errors import MALFORMED, InputError, OutputError, reason
-from mfkit.files.artifact import Artifact, file_digest
-from mfkit.files.atomic import whole_file, writing
-from mfkit.files.document import fields, parse_json
-from mfkit.files.schema import check_config
-from mfkit.processes import processes
+from mfkit.runtime.distributed import processes
 
 _UNPACKED, _MOST_PACKED = 1 << 28, 100
 """An array of more bytes than the first must not be more than so many times as large as it is packed."""

@@ -5,10 +5,10 @@ from functools import partial
 from itertools import count, islice
 
 from mfkit.data.codecs import Sample
-from mfkit.data.damage import Damage
-from mfkit.data.feed import Batch, Numbered, collate, read
+from mfkit.data.loader import Batch, Numbered, collate, read
 from mfkit.data.prefetch import in_order
-from mfkit.data.sources import ShardStream
+from mfkit.data.skip import Damage
+from mfkit.data.stream import ShardStream
 
 Rows = Numbered | ShardStream
 

@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import webdataset as wds
 
+from mfkit.artifacts.artifact import INDEX_NAME, index_digest
+from mfkit.artifacts.atomic import whole_file, write_text
+from mfkit.artifacts.json_files import fields, read_json
 from mfkit.errors import InputError, UsageError
-from mfkit.files.artifact import INDEX_NAME, index_digest
-from mfkit.files.atomic import whole_file, write_text
-from mfkit.files.document import fields, read_json
-from mfkit.processes import processes
+from mfkit.runtime.distributed import processes
 
 STREAM = "-"
 """The location that stands for a tar stream on standard input or output."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from mfkit.artifacts.artifact import metadata, open_artifact
+from mfkit.artifacts.atomic import whole_file
+from mfkit.artifacts.safetensors_files import read_tensors, save_tensors
+from mfkit.config.settings import differing
 from mfkit.errors import MALFORMED, InputError, UsageError, reason
-from mfkit.files.artifact import metadata, open_artifact
-from mfkit.files.atomic import whole_file
-from mfkit.files.tensors import read_tensors, save_tensors
-from mfkit.processes import gathered, placed_like, processes
-from mfkit.settings import differing
-from mfkit.training.optimisation import Optimisation
+from mfkit.runtime.distributed import gathered, placed_like, processes
+from mfkit.training.train_state import Optimisation
 
 _KIND = "checkpoint"
 

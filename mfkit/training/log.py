@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mfkit.artifacts.atomic import write_text, writing
 from mfkit.errors import InputError
-from mfkit.files.atomic import write_text, writing
 
 
 @dataclass(frozen=True)

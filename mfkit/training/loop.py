@@ -16,20 +16,20 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mfkit.data.feed import Batch, Layout, Source, feed
+from mfkit.artifacts.artifact import metadata
+from mfkit.artifacts.atomic import whole_file
+from mfkit.artifacts.safetensors_files import save_tensors
+from mfkit.config.settings import TrainingSettings
+from mfkit.data.loader import Batch, Layout, Source, feed
 from mfkit.errors import DivergedError, StoppedError, UsageError
-from mfkit.files.artifact import metadata
-from mfkit.files.atomic import whole_file
-from mfkit.files.tensors import save_tensors
-from mfkit.objectives.losses import Loss
-from mfkit.precision import products
-from mfkit.processes import processes
-from mfkit.settings import TrainingSettings
+from mfkit.flow.losses import Loss
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.precision import products
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
-from mfkit.training.agreement import Agreement
-from mfkit.training.optimisation import LossOf, Optimisation
 from mfkit.training.signals import Asked, noted
+from mfkit.training.step_status import Agreement
+from mfkit.training.train_state import LossOf, Optimisation
 
 logger = logging.getLogger(__name__)
 

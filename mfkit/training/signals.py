@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mfkit.processes import processes
+from mfkit.runtime.distributed import processes
 
 logger = logging.getLogger(__name__)
 

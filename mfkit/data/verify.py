@@ -1,0 +1,174 @@
+"""inspect --verify: every digest and every member of a file or folder, held against what it says of itself."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfkit.artifacts.artifact import INDEX_NAME, file_digest, index_is_intact, open_artifact
+from mfkit.artifacts.safetensors_files import intact, read_tensors, safetensors_header
+from mfkit.autoencoders import weights
+from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, broken, decode_image, label_member
+from mfkit.data.images import ImageFolder, read_image
+from mfkit.data.npz import read_npz
+from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_files, read_index, unfinished
+from mfkit.data.skip import Damage
+from mfkit.data.stream import shard_urls
+from mfkit.data.tar import DAMAGED, content, members, split_name
+from mfkit.errors import InputError, reason, using
+from mfkit.formats import diffusers_folder
+
+_SHOWN = 20
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """What was checked, and what is damaged: ``checked``, a number of things, and ``damaged``, a list of texts."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    checked, damaged = 0, []
+    for wrong in _checks(path):
+        checked += 1
+        if wrong is not None:
+            damaged.append(wrong)
+    return {"path": str(path), "checked": checked, "damaged": len(damaged), "first": damaged[:_SHOWN]}
+
+
+Checks = Iterator[str | None]
+"""For each thing that is checked, what is wrong with it."""
+
+
+def _checks(path: Path) -> Checks:
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.suffix == ".npz":
+        yield _npz(path)
+    elif path.suffix == ".safetensors":
+        yield from _tensors(path)
+    else:
+        yield from _tar(path)
+
+
+def _folder(folder: Path) -> Checks:
+    if unfinished(folder):
+        yield f"{folder} is not finished: run the command that writes it again"
+        return
+    if diffusers_folder.class_name(folder):
+        for file in sorted(folder.rglob("*.safetensors")):
+            yield from _tensors(file)
+        return
+    indexed = (folder / INDEX_NAME).exists()
+    shards = sorted(folder.glob("*.tar"))
+    if indexed:
+        kind = open_artifact(folder).kind
+        yield None if index_is_intact(folder) else f"{folder / INDEX_NAME}: its digest is another"
+        if pictures := read_files(folder):
+            yield from _pictures(folder, pictures)
+            return
+        if shards or kind != "images":
+            yield from _indexed(folder)
+            return
+    if shards:
+        for url in shard_urls(str(folder)):
+            yield from _tar(Path(url))
+        return
+    images = ImageFolder(folder, None, Damage())
+    yield from (_said(lambda row=row: images[row]) for row in range(len(images)))
+
+
+def _pictures(folder: Path, digests: dict[str, str]) -> Checks:
+    """Pictures that mfkit wrote: each decodes and is what it was, with none more or fewer."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    for name, file in files.items():
+        if file.suffix[1:].lower() not in IMAGE_SUFFIXES or not file.is_file():
+            continue
+        if name not in digests:
+            yield f"{file} is none of the folder's pictures"
+            continue
+        wrong = _said(lambda file=file: read_image(file, None))
+        yield wrong or (None if file_digest(file) == digests[name] else f"{file}: its digest is another")
+    yield from (f"{folder / name} is missing" for name in digests if name not in files)
+
+
+def _indexed(folder: Path) -> Checks:
+    """Shards that mfkit wrote."""
+    for shard in read_index(folder):
+        file = folder / shard.name
+        if not file.is_file():
+            yield f"{file} is missing"
+            continue
+        yield None if file_digest(file) == shard.digest else f"{file}: its digest is another"
+        yield from _tar(file)
+
+
+def _tar(file: Path) -> Checks:
+    """Members of any tar, each by what its suffix says."""
+    names = set()
+    try:
+        with file.open("rb") as data:
+            for member, tar in members(data, "r|*"):
+                names.add(member.name)
+                key, suffix = split_name(member.name)
+                sample = {"__url__": str(file), "__key__": key, suffix: content(member, tar)}
+                yield _said(lambda sample=sample, suffix=suffix: _member(sample, suffix))
+    except DAMAGED as error:
+        yield f"{file} is damaged or truncated: {reason(error)}"
+    if STREAM_HEADER in names and STREAM_END not in names:
+        yield f"{file} ended early: its writer stopped"
+
+
+def _member(sample: dict[str, Any], suffix: str) -> None:
+    if suffix.endswith(".npy"):
+        if not torch.isfinite(array_member(sample, suffix)).all():
+            raise broken(sample, f"{suffix} holds numbers that are not finite")
+    elif suffix in IMAGE_SUFFIXES:
+        decode_image(sample[suffix], None, f"{sample['__key__']}.{suffix} in {sample['__url__']}")
+    elif suffix == "cls":
+        label_member(sample)
+
+
+def _tensors(file: Path) -> Checks:
+    """A safetensors file: its digest, its network, its numbers."""
+    try:
+        ours = any(name.startswith("mfkit.") for name in safetensors_header(file).get("__metadata__", {}))
+        whole = intact(file)
+    except InputError as error:
+        yield str(error)
+        return
+    yield None if whole or (whole is None and not ours) else f"{file}: its digest is another"
+    if whole is False:
+        return
+    for name, value in read_tensors(file).items():
+        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
+        yield None if finite else f"{file}: {name} holds numbers that are not finite"
+    if ours:
+        yield _said(lambda: _load(file))
+
+
+def _load(file: Path) -> None:
+    if open_artifact(file).kind in weights.KINDS:
+        weights.load(file)
+
+
+def _npz(file: Path) -> str | None:
+    def check() -> None:
+        read_npz(file, "arr_0", "arr_1", "mu", "sigma")
+        try:
+            with using(file), zipfile.ZipFile(file) as archive:
+                member = archive.testzip()
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{file} is damaged: {error}") from error
+        if member:
+            raise InputError(f"{file}: {member} is damaged")
+
+    return _said(check)
+
+
+def _said(check: Any) -> str | None:
+    """What a check says is wrong."""
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return None

@@ -1,0 +1,48 @@
+"""Folders of models that diffusers saved: ``config.json`` and one file of weights."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mfkit.artifacts.json_files import read_json
+from mfkit.errors import InputError
+
+VAE = "AutoencoderKL"
+RAE = "AutoencoderRAE"
+_CONFIG = "config.json"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = (_CONFIG, _WEIGHTS)
+
+
+def class_name(folder: Path) -> str | None:
+    """The class of the model in a folder; None where diffusers did not save one there."""
+    return _config(folder).get("_class_name")
+
+
+def open_folder(folder: Path, kind: str) -> tuple[dict[str, Any], Path]:
+    """The config and the file of weights of a model of class ``kind``."""
+    found = class_name(folder)
+    if found != kind:
+        held = f"a diffusers {found}" if found else "no diffusers model"
+        raise InputError(f"{folder} holds {held}; expected: {kind}")
+    file = folder / _WEIGHTS
+    if not file.is_file():
+        raise InputError(f"{folder} has no {_WEIGHTS}")
+    return _config(folder), file
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the config and the weights together."""
+    both = hashlib.sha256()
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            both.update(hashlib.file_digest(file, "sha256").digest())
+    return "sha256:" + both.hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    if not path.is_file():
+        return {}
+    document = read_json(path)
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,70 @@
+"""The model card of an exported pipeline: what it is, how it was made, and how good it was measured to be."""
+
+from typing import Any
+
+from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.describe import chain
+
+_CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
+
+
+def model_card(student: Artifact, parameters: int, image_size: int, measured: dict[str, Any] | None) -> str:
+    """Markdown, with the hub's header.
+
+    :param measured: what ``mfkit fid`` printed for pictures of this student; None where nothing was measured.
+    """
+    records = chain(student)
+    network = student.config["network"]
+    versions = ", ".join(f"{name} {version}" for name, version in student.provenance.get("libraries", {}).items())
+    parts = [
+        "---\nlibrary_name: diffusers\ntags:\n- image-generation\n- class-conditional\n- mean-flow\n- one-step\n---",
+        f"# One-step pictures of {network['classes']} classes, {image_size} x {image_size}",
+        "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
+        f"{parameters / 1e6:.1f} million parameters on latents of {network['channels']} x {network['side']} x "
+        f"{network['side']}, and their decoder. One evaluation of the network makes a picture, without guidance.",
+        "It loads where mfkit is installed:\n\n```python\nfrom mfkit import MeanFlowPipeline\n\n"
+        'pipeline = MeanFlowPipeline.from_pretrained("THIS_FOLDER")\n'
+        "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
+        "## Trained on\n\n" + _images(records),
+        "## Made by\n\n```sh\n"
+        + "\n".join(record["command"] for record in records if "command" in record)
+        + "\n```"
+        + (
+            f"\n\nVersions: mfkit {student.provenance.get('version', 'of an unknown version')}, {versions}."
+            if versions
+            else ""
+        ),
+        "## Measured\n\n" + _measured(measured),
+        "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(student.config["classes"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _images(records: list[dict[str, Any]]) -> str:
+    """The images that any of the commands read."""
+    entries = [entry for record in records for entry in record.get("inputs", {}).values() if entry["kind"] == "images"]
+    lines = {f"- `{entry['path'] or 'a stream'}` ({entry['digest'][:23]}…)" for entry in entries}
+    return "\n".join(sorted(lines)) if lines else "Not recorded: the weights were imported."
+
+
+def _measured(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "Nothing. `mfkit fid` measures it."
+    names = {
+        "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
+        "recall": "recall",
+    }  # fmt: skip
+    lines = [f"- {label}: {measured[name]:.4g}" for name, label in names.items() if name in measured]
+    if "inception_score" in measured:
+        score = measured["inception_score"]
+        lines.append(f"- Inception Score: {score['mean']:.4g} ± {score['std']:.2g}")
+    lines += [f"- {name}: {measured[name]}" for name in ("features", "features_digest", "resize") if name in measured]
+    lines += [f"- {side}: {_side(measured[side])}" for side in ("samples", "reference")]
+    if "of" in measured["reference"]:
+        lines.append(f"- the reference's statistics are of: {_side(measured['reference']['of'])}")
+    return "\n".join(lines)
+
+
+def _side(told: dict[str, Any]) -> str:
+    conditions = [f"{name} {told[name]}" for name in _CONDITIONS if told.get(name) is not None]
+    return ", ".join([f"`{told.get('location')}`", *conditions, f"{str(told.get('digest'))[:23]}…"])

@@ -1,0 +1,130 @@
+"""The generator: a diffusion transformer with a wide, shallow head (DiT-DH, arXiv 2510.11690).
+
+A deep, narrow encoder part reads the noisy latent and yields one condition per token; a wide head of two blocks
+reads the latent again under these conditions. A teacher predicts the velocity v(z, t, y); a mean-flow student has a
+second time embedding, fed with t - r, and predicts the average velocity u(z, r, t, y) (arXiv 2511.13019).
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mfkit.models.layers import (
+    Block,
+    FinalLayer,
+    LabelEmbedding,
+    PixelEmbedding,
+    RotaryPositions,
+    TimeEmbedding,
+    check_sizes,
+    linear,
+    sincos_positions,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Sizes of a DiT-DH. Latents are (channels, side, side); a head's width must be a multiple of four."""
+
+    channels: int
+    side: int
+    classes: int
+    width: int
+    depth: int
+    heads: int
+    head_width: int
+    head_depth: int
+    head_heads: int
+    gated: bool = True
+    """Blocks feed forward through SwiGLU, as the released models do; otherwise through a plain GELU layer."""
+
+    def __post_init__(self) -> None:
+        check_sizes(depth=self.depth + self.head_depth, side=self.side, width=max(self.width, self.head_width))
+
+
+class DiT(nn.Module):
+    """What teacher and student share. Parameter names are those of the released RAE and MF-RAE checkpoints."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.s_embedder = PixelEmbedding(config.channels, config.width)
+        self.x_embedder = PixelEmbedding(config.channels, config.head_width)
+        self.pos_embed = nn.Parameter(sincos_positions(config.width, config.side), requires_grad=False)
+        self.t_embedder = TimeEmbedding(config.width)
+        self.y_embedder = LabelEmbedding(config.classes, config.width)
+        self.enc_feat_rope = RotaryPositions(config.width // config.heads, config.side)
+        self.dec_feat_rope = RotaryPositions(config.head_width // config.head_heads, config.side)
+        self.blocks = nn.ModuleList(
+            [Block(config.width, config.heads, gated=config.gated) for _ in range(config.depth)]
+            + [Block(config.head_width, config.head_heads, gated=config.gated) for _ in range(config.head_depth)]
+        )
+        self.s_projector: nn.Module = (
+            nn.Identity() if config.width == config.head_width else linear(config.width, config.head_width)
+        )
+        self.final_layer = FinalLayer(config.head_width, config.channels)
+
+    def _predict(self, z: Tensor, time: Tensor, y: Tensor) -> Tensor:
+        condition = F.silu(time + self.y_embedder(y))[:, None]  # (B, 1, width)
+        s = self.s_embedder(z) + self.pos_embed
+        for block in self.blocks[: self.config.depth]:
+            s = block(s, condition, self.enc_feat_rope)
+        s = self.s_projector(F.silu(time[:, None] + s))
+        x = self.x_embedder(z)
+        for block in self.blocks[self.config.depth :]:
+            x = block(x, s, self.dec_feat_rope)
+        return self.final_layer(x, s).transpose(1, 2).reshape(z.shape)
+
+
+class VelocityDiT(DiT):
+    """The teacher: the velocity v(z, t, y) of the flow."""
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The velocity at z.
+
+        :param z: (B, C, H, W), noisy latents.
+        :param t: (B,), times in [0, 1]; 0 is data, 1 is noise.
+        :param y: (B,), class indices; ``classes`` itself means "no label".
+        :returns: (B, C, H, W).
+        """
+        return self._predict(z, self.t_embedder(t), y)
+
+
+class AverageVelocityDiT(DiT):
+    """The student: the average velocity u(z, r, t, y); a second time embedding is fed with the interval t - r."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        self.r_embedder = TimeEmbedding(config.width, silent=True)
+
+    @classmethod
+    def from_teacher(cls, teacher: DiT) -> Self:
+        """A student that starts as its teacher: u(z, r, t, y) = v(z, t, y) exactly, for every r."""
+        student = cls(teacher.config)
+        own = {name: value for name, value in student.state_dict().items() if name.startswith("r_embedder.")}
+        student.load_state_dict(teacher.state_dict() | own)
+        return student
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The average velocity over [r, t], so that z_r = z - (t - r) u.
+
+        :param z: (B, C, H, W), noisy latents at time t.
+        :param r: (B,), the earlier times, in [0, t].
+        :param t: (B,), times in [0, 1]; 0 is data, 1 is noise.
+        :param y: (B,), class indices; ``classes`` itself means "no label".
+        :returns: (B, C, H, W).
+        """
+        return self._predict(z, self.t_embedder(t) + self.r_embedder(t - r), y)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def null_labels(y: Tensor, classes: int, dropped: Tensor) -> Tensor:
+    """Labels with those rows replaced by "no label" (index ``classes``) where ``dropped`` (B,) is true."""
+    return torch.where(dropped, torch.full_like(y, classes), y)

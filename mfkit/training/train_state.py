@@ -1,0 +1,144 @@
+"""One step of the optimiser: losses of the micro-batches, gradients over all processes, AdamW, the moving average."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mfkit.config.settings import TrainingSettings
+from mfkit.data.loader import Batch
+from mfkit.errors import UsageError
+from mfkit.flow.losses import Loss
+from mfkit.runtime.blocks import checkpoint_activations, compile_blocks
+from mfkit.runtime.distributed import gathered, processes
+from mfkit.runtime.precision import autocast
+
+LossOf = Callable[[nn.Module, Batch], Loss]
+"""(network in its data-parallel wrapper, rows) -> loss."""
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """The rate of a step, counted from 0: linear warm-up, then constant, linear or cosine to the final rate."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    done = {"constant": 0.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[settings.schedule]
+    return settings.learning_rate + (settings.final_learning_rate - settings.learning_rate) * done
+
+
+def ema_decay(settings: TrainingSettings, step: int) -> float:
+    """The decay of the weights' moving average after a step, counted from 0: rises to its setting, the first is 0."""
+    return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
+
+
+class Optimisation:
+    """A network in training: its parameters that require a gradient, AdamW's state, their moving average."""
+
+    def __init__(
+        self, network: nn.Module, blocks: Iterable[nn.Module], settings: TrainingSettings, *, accumulation: int = 1,
+        trackers: Iterable[str] = (), folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        """:param blocks: repeated parts of the network, which are compiled, and made again in the backward pass."""
+        self.settings = settings
+        self.accelerator = Accelerator(
+            cpu=processes().device.type == "cpu",
+            mixed_precision="no",  # losses cast themselves, so that du/dt can stay in float32
+            gradient_accumulation_steps=accumulation,
+            log_with=list(trackers) or None,
+            project_dir=folder,
+        )
+        blocks = list(blocks)
+        if settings.activation_checkpointing:
+            checkpoint_activations(blocks)
+        if settings.compile:
+            compile_blocks(blocks)
+        network.train()
+        self.sharded = self.accelerator.distributed_type is DistributedType.FSDP
+        self.network: nn.Module
+        self.optimizer: torch.optim.Optimizer
+        if self.sharded:  # FSDP puts other parameters in the network, and in the optimiser that is handed in with it
+            _shard_by_block(self.accelerator, blocks)
+            self.network, self.optimizer = self.accelerator.prepare(network, self._adamw(network))
+        else:
+            self.network = self.accelerator.prepare(network)
+            self.optimizer = self._adamw(network)
+        self.parameters = _trained(network)
+        self.average = [value.detach().clone() for value in self.parameters.values()]
+
+    def _adamw(self, network: nn.Module) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            _trained(network).values(),
+            lr=self.settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=self.settings.weight_decay,
+            fused=True,
+        )
+
+    def step(
+        self, number: int, batches: Iterable[Batch], loss_of: LossOf, measured: Callable[[Loss], None]
+    ) -> tuple[Tensor, float]:
+        """Step ``number``, counted from 0, on these micro-batches: gradient norm before clipping, and learning rate.
+
+        Processes exchange gradients in the last of them. ``measured`` is called with the loss of each.
+        """
+        rate = learning_rate(self.settings, number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for micro_batch in batches:
+            batch = _to_device(micro_batch, self.accelerator.device)
+            with self.accelerator.accumulate(self.network):
+                with autocast(self.settings.precision, self.accelerator.device):
+                    loss = loss_of(self.network, batch)
+                self.accelerator.backward(loss.value)
+            measured(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        get_ema_multi_avg_fn(ema_decay(self.settings, number))(self.average, list(self.parameters.values()), None)
+        return gathered(norm), rate
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network holds its moving average meanwhile."""
+        trained = [value.detach().clone() for value in self.parameters.values()]
+        self.take_average()
+        try:
+            yield
+        finally:
+            _copy(trained, self.parameters.values())
+
+    def take_average(self) -> None:
+        """From now on the network holds its moving average."""
+        _copy(self.average, self.parameters.values())
+
+
+def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in network.named_parameters() if value.requires_grad}
+
+
+def _shard_by_block(accelerator: Accelerator, blocks: list[nn.Module]) -> None:
+    """Has accelerate split the network block by block, where its config does not say at which classes."""
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise UsageError("FSDP: this is version 1; set fsdp_version: 2 in accelerate's config")
+    if plugin.auto_wrap_policy is transformer_auto_wrap_policy and plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in blocks})
+
+
+def _copy(values: Iterable[Tensor], parameters: Iterable[nn.Parameter]) -> None:
+    with torch.no_grad():
+        for value, parameter in zip(values, parameters, strict=True):
+            parameter.copy_(value)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        batch.positions, {name: column.to(device, non_blocking=True) for name, column in batch.columns.items()}
+    )
