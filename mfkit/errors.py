@@ -4,15 +4,16 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOMEM
 from tokenize import TokenError
 
 
 class MfkitError(Exception):
-    """An error with a message for the user and an exit code of its own."""
+    """An error that the user can mend: a message and an exit code of its own."""
 
     exit_code = 1
-    everywhere = False
-    """Raised in all processes alike, so that one of them tells it."""
+    in_all_processes = False
+    """Raised in all processes alike, so that one of them prints it."""
 
 
 class UsageError(MfkitError):
@@ -28,7 +29,7 @@ class InputError(MfkitError):
 
 
 class OutputError(MfkitError):
-    """A result that cannot be written."""
+    """An output that cannot be written."""
 
     exit_code = 4
 
@@ -37,37 +38,62 @@ class DivergedError(MfkitError):
     """A loss or gradient that is no longer finite."""
 
     exit_code = 5
-    everywhere = True
+    in_all_processes = True
+
+
+class OutOfMemoryError(MfkitError):
+    """The device or the host has no memory left."""
+
+    exit_code = 6
 
 
 class StoppedError(MfkitError):
     """A signal asked to stop, and the work was saved."""
 
-    everywhere = True
+    in_all_processes = True
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
 
 
-MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, RuntimeError,
-    StopIteration, SyntaxError, TokenError, TypeError, ValueError, struct.error, zlib.error,
+DECODING_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, RuntimeError, StopIteration,
+    SyntaxError, TokenError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
-"""What libraries raise over content that is not what it says; an OSError besides, where they also open it."""
+"""What libraries raise over content that is not what it claims to be; an OSError besides, where they also open it."""
 
 
 def reason(error: BaseException) -> str:
-    """The words of a library's error, in one line."""
+    """The message of a library's error, in one line."""
     first = error.args[0] if error.args else None
-    said = first if isinstance(first, str) else str(error)  # some carry more than their words
-    return " ".join(said.split())[:200] or type(error).__name__
+    message = first if isinstance(first, str) else str(error)  # some carry more than their message
+    return " ".join(message.split())[:200] or type(error).__name__
 
 
 @contextmanager
-def using(source: object) -> Iterator[None]:
-    """Turns what libraries raise in the block, over the contents of a file of others, into its one-line error."""
+def decoding_errors(source: object) -> Iterator[None]:
+    """Turns what a library raises in the block, over the contents of a file, into one line that names the file.
+
+    The block is the library's call and nothing else: an error of mfkit's own code must not be told as a damaged file.
+    Out of memory is not the file's fault either, and passes through.
+    """
     try:
         yield
-    except MALFORMED as error:
-        raise InputError(f"{source} cannot be used: {reason(error)}") from error
+    except DECODING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{source} cannot be read: {reason(error)}") from error
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+"""In the messages of devices and of the host."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is the device's or the host's memory that was too small."""
+    if isinstance(error, OSError):
+        return error.errno == ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+    )

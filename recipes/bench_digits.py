@@ -18,16 +18,16 @@ import torch
 
 import mfkit
 from mfkit.data.codecs import array_bytes
+from mfkit.data.dataset import IndexedTars
 from mfkit.data.latents import open_latents
-from mfkit.data.shards import write_shard
-from mfkit.flow.losses import chord_matching, flow_matching
+from mfkit.data.writer import write_shard
 from mfkit.flow.random import Draws
-from mfkit.flow.solvers import trajectory
-from mfkit.flow.times import time_grid
+from mfkit.flow.solvers import solve_ode, time_grid
+from mfkit.flow.times import interpolate
 
 STEPS = 1000
 SHAPE = (32, 4, 4)
-ROWS = 1000
+SAMPLES = 1000
 
 
 def run(command: str, **environment: str) -> float:
@@ -47,9 +47,9 @@ def log_of(output: str) -> list[dict[str, Any]]:
 def pairs(digits: Path) -> list[dict[str, Any]]:
     """Errors on 1,000 trajectories of the teacher that no one was trained on, after steps of 64 pairs each."""
     teacher = mfkit.load(digits / "teacher.safetensors")
-    noise = Draws(1, "new", range(ROWS)).normal("noise", SHAPE)
-    y, times = torch.arange(ROWS) % 10, time_grid(12, 4.0)
-    states = trajectory(lambda z, t: teacher(z, t, y), noise, times, "heun")
+    noise = Draws(1, "new", range(SAMPLES)).normal("noise", SHAPE)
+    y, times = torch.arange(SAMPLES) % 10, time_grid(12, 4.0)
+    states = solve_ode(lambda z, t: teacher(z, t, y), noise, times, "heun")
     found = []
     for count in (1, 2, 4, 8):
         output = f"pairs-{count}.safetensors"
@@ -60,21 +60,22 @@ def pairs(digits: Path) -> list[dict[str, Any]]:
         student = mfkit.load(output)
 
         def error(later: int, earlier: int, student: Any = student) -> float:
-            t, r = (times[k].expand(ROWS) for k in (later, earlier))
-            return float(chord_matching(student, states[later], states[earlier], r, t, y).value)
+            t, r = (times[k].expand(SAMPLES) for k in (later, earlier))
+            chord = (states[later] - states[earlier]) / (t - r).view(-1, 1, 1, 1)
+            return float((student(states[later], r, t, y) - chord).square().mean())
 
         between = [error(i, j) for i in range(12) for j in range(i + 1, 13)]
         found.append(
             {
                 "pairs": count, "trajectories_per_step": 64 // count, "error": sum(between) / len(between),
-                "error_noise_to_data": error(0, 12), "images_per_second": log_of(output)[-1]["images_per_second"],
+                "error_noise_to_data": error(0, 12), "samples_per_second": log_of(output)[-1]["samples_per_second"],
             }
         )  # fmt: skip
     return found
 
 
 def precision(digits: Path) -> list[dict[str, Any]]:
-    """Fréchet distances of 2,000 pictures to the training digits."""
+    """Fréchet distances of 2,000 images to the training digits."""
     found = []
     for model in ("teacher", "mft"):
         for name in ("float32", "bf16"):
@@ -90,12 +91,15 @@ def precision(digits: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def order(digits: Path) -> list[dict[str, Any]]:
-    """A teacher trained on shards without an index, shuffled or sorted by label: its errors on the same rows."""
-    rows = open_latents(str(digits / "latents")).source
-    assert not hasattr(rows, "raw")
-    values = [rows[i] for i in range(len(rows))]
-    latents, labels = torch.stack([row["latent"] for row in values]).float(), [row["label"] for row in values]
+    """A teacher trained on shards without an index, shuffled or sorted by label: its errors on the same samples."""
+    dataset = open_latents("latents", str(digits / "latents")).dataset
+    assert isinstance(dataset, IndexedTars)
+    values = [dataset[i] for i in range(len(dataset))]
+    latents = torch.stack([sample["latent"] for sample in values]).float()
+    labels = [sample["label"] for sample in values]
     draws = Draws(1, "new", range(len(values)))
+    t = draws.uniform("time")
+    z, v = interpolate(latents, draws.normal("noise", SHAPE), t)
     orders = {
         "shuffled": torch.randperm(len(values), generator=torch.Generator().manual_seed(0)).tolist(),
         "sorted": sorted(range(len(values)), key=labels.__getitem__),
@@ -114,11 +118,9 @@ def order(digits: Path) -> list[dict[str, Any]]:
             "--log-every 250 --overwrite"
         )
         network: Any = mfkit.load(output)
-        error = flow_matching(
-            network, latents, draws.normal("noise", SHAPE), draws.uniform("time"), torch.tensor(labels)
-        ).squared_error
-        logged = [line["squared_error"] for line in log_of(output)]
-        found.append({"order": name, "squared_error_while_training": logged, "error": float(error)})
+        error = (network(z, t, torch.tensor(labels)) - v).square().mean()
+        logged = [line["mse"] for line in log_of(output)]
+        found.append({"order": name, "mse_while_training": logged, "mse": float(error)})
     return found
 
 
@@ -134,12 +136,12 @@ def pipe(digits: Path) -> dict[str, float]:
 
 
 def memory(digits: Path) -> list[dict[str, Any]]:
-    """Time and peak memory of one call that draws 2,000, and 50,000 pictures."""
+    """Time and peak memory of one call that draws 2,000, and 50,000 images."""
     found = []
     for count in (2000, 50_000):  # the larger last: the system tells the largest of all
         seconds = run(f"mfkit sample {digits}/mft.safetensors -n {count} -o drawn.npz --overwrite")
         peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        found.append({"pictures": count, "seconds": seconds, "peak_memory_bytes": peak})
+        found.append({"images": count, "seconds": seconds, "peak_memory_bytes": peak})
     return found
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on scikit-learn's 1,797 handwritten digits, from pixels to one-step pictures and how good they are.
+# The whole chain on scikit-learn's 1,797 handwritten digits, from pixels to one-step images and how good they are.
 #
 #   recipes/digits.sh [OUT] [SEED]        default: runs/digits, seed 0
 #
@@ -18,7 +18,7 @@ mkdir -p "$out"
 cd "$out"
 
 make rae.safetensors mfkit train-rae digits:train --encoder tiny -o rae.safetensors --seed "$seed" \
-    $short ${STEPS:+--encoder-steps $STEPS}
+    $short ${STEPS:+--pretrain-steps $STEPS}
 make latents/index.json mfkit encode digits:train --rae rae.safetensors -o latents
 make teacher.safetensors mfkit train-teacher latents -o teacher.safetensors --seed "$seed" $short
 make traj/index.json mfkit trajectories --teacher teacher.safetensors -n "${TRAJECTORIES:-8000}" -o traj --seed "$seed"

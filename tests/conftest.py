@@ -3,12 +3,15 @@
 import io
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,8 @@ class Result:
     code: int
     out: str
     err: str
+    raw: bytes = field(default=b"", compare=False, repr=False)
+    """Standard output as it is, such as a stream."""
 
 
 class _Bytes(io.TextIOWrapper):
@@ -48,12 +53,15 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> Result:
     monkeypatch.setattr(sys, "argv", ["mfkit", *shlex.split(command)])
     monkeypatch.setattr(sys, "stdout", out)
     code = 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     with redirect_stderr(err):
         try:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
-    return Result(code, out.data().decode(errors="replace"), err.getvalue())
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return Result(code, out.data().decode(errors="replace"), err.getvalue(), out.data())
 
 
 def failed(result: Result, code: int, *words: str) -> None:
@@ -83,6 +91,27 @@ def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     )
 
 
+@contextmanager
+def stopped_once(there: Callable[[], object], number: signal.Signals) -> Iterator[None]:
+    """Sends this process a signal as soon as ``there`` is true."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            if there():
+                os.kill(os.getpid(), number)
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -103,10 +132,10 @@ def several(folder: Path, *commands: str, processes: int = 1) -> str:
 SEVERAL = """
 import os, subprocess, sys
 import mfkit.runtime.distributed, mfkit.training.autoencoder, mfkit.inference.sample
-import mfkit.training.teacher, mfkit.inference.trajectories
+import mfkit.commands.training, mfkit.inference.trajectories
 from mfkit.commands.main import main
 
-mfkit.runtime.distributed.leave = lambda: None
+mfkit.runtime.distributed.shutdown = lambda: None
 processes, port, codes, *commands = sys.argv[1:]
 forks = []
 for rank in range(int(processes) if int(processes) > 1 else 0):
@@ -137,7 +166,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in (
-            "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 3 --steps 3 --batch-size 32",
+            "train-rae digits:train --encoder tiny -o rae.safetensors --pretrain-steps 3 --steps 3 --batch-size 32",
             "encode digits:train --rae rae.safetensors -o latents --shard-size 400",
             "train-teacher latents -o teacher.safetensors --steps 6 --batch-size 16 --log-every 2 --learning-rate 3e-2",
             "trajectories --teacher teacher.safetensors -n 64 -o traj --solver-steps 4 --shard-size 40",

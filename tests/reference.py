@@ -12,14 +12,14 @@ Weights = dict[str, Tensor]
 
 
 def random_generator(
-    *, channels: int, side: int, classes: int, width: int, depth: int, heads: int, head_width: int, head_depth: int,
+    *, channels: int, side: int, num_classes: int, width: int, depth: int, heads: int, head_width: int, head_depth: int,
     head_heads: int, student: bool, gated: bool = True,
 ) -> Weights:  # fmt: skip
     """A DiT-DH checkpoint of the released layout with random weights, none of them zero."""
     shapes: dict[str, tuple[int, ...]] = {
         "s_embedder.proj.weight": (width, channels, 1, 1), "s_embedder.proj.bias": (width,),
         "x_embedder.proj.weight": (head_width, channels, 1, 1), "x_embedder.proj.bias": (head_width,),
-        "pos_embed": (1, side**2, width), "y_embedder.embedding_table.weight": (classes + 1, width),
+        "pos_embed": (1, side**2, width), "y_embedder.embedding_table.weight": (num_classes + 1, width),
         "final_layer.norm_final.weight": (head_width,), "final_layer.linear.weight": (channels, head_width),
         "final_layer.linear.bias": (channels,), "final_layer.adaLN_modulation.1.weight": (2 * head_width, head_width),
         "final_layer.adaLN_modulation.1.bias": (2 * head_width,),

@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 import mfkit.commands.main
+import mfkit.commands.training
 import mfkit.inference.sample
 import mfkit.inference.trajectories  # noqa: F401
 import mfkit.training.autoencoder
-import mfkit.training.midtrain
-import mfkit.training.teacher
 
 STARTING = 0.3
 """Seconds that a run takes before its first result, roughly."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mfkit.evaluation.metrics.inception_score import inception_score
 from mfkit.evaluation.metrics.kernel import kernel_distance
-from mfkit.evaluation.metrics.manifold import precision_recall
+from mfkit.evaluation.metrics.precision_recall import precision_recall
 
 
 class _Layers(torch.nn.Module):
@@ -211,7 +211,7 @@ def test_options_that_contradict_each_other(mfkit, chain: Path, tmp_path: Path) 
     (tmp_path / "x.pt").write_bytes(b"no network")
     torch.jit.script(torch.nn.Linear(3, 3)).save(str(tmp_path / "y.pt"))
     failed(mfkit("fid digits --reference digits --inception y.pt"), 3, "y.pt is TorchScript of another network")
-    failed(mfkit("fid digits --reference digits --inception x.pt"), 3, "Inception's weights cannot be had")
+    failed(mfkit("fid digits --reference digits --inception x.pt"), 3, "Inception's weights cannot be loaded")
 
 
 def test_precision_and_recall_by_hand() -> None:

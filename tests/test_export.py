@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 import mfkit as package
-from mfkit.inference.generate import pictures
+from mfkit.config.settings import SampleSettings
+from mfkit.inference.sampler import sampler_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def test_the_pipeline_draws_what_sample_draws(folder: Path, chain: Path, steps: 
     noise = torch.randn(4, 32, 4, 4, generator=torch.Generator().manual_seed(1))
     drawn = pipeline(class_labels=labels, num_inference_steps=steps, latents=noise, output_type="pt").images
     student, rae = package.load(chain / "mft.safetensors"), package.load(chain / "rae.safetensors")
-    exact = pictures(student, rae, noise, torch.tensor(labels), steps=steps, shift=1.0)
+    with torch.no_grad():
+        exact = rae.decode(sampler_of(student, SampleSettings(nfe=steps), time_shift=1.0)(noise, torch.tensor(labels)))
     close(drawn, exact.double())
 
 
@@ -107,7 +109,7 @@ def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path / "vae")
     for command in (
         "encode digits:heldout --vae vae --preset digits -o latents",
-        "bootstrap --latents latents -o mf.safetensors --steps 2 --batch-size 8",
+        "train-mean-flow latents -o mf.safetensors --steps 2 --batch-size 8",
         "export mf.safetensors -o pipeline",
     ):
         done = mfkit(command)

@@ -10,20 +10,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mfkit as package
-from mfkit.artifacts.artifact import open_artifact, provenance
-from mfkit.artifacts.atomic import claimed, whole_file
-from mfkit.autoencoders import weights
+from mfkit.artifacts.artifact import Provenance, open_artifact, record_provenance
+from mfkit.artifacts.atomic import atomic_write, exclusive_output
+from mfkit.artifacts.network_weights import load_weights
+from mfkit.data.latents import check_recorded, open_latents, recorded_latents
 from mfkit.errors import InputError, OutputError
-from mfkit.models.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
+from mfkit.models.dit import DIT_DH, AverageVelocityDiT, DiTConfig, VelocityDiT
+from mfkit.models.files import save_generator
 
-CONFIG = DiTConfig(channels=4, side=2, classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2)
-DESCRIBED = {"time_shift": 2.0, "classes": ["a", "b", "c"]}
+CONFIG = DiTConfig(
+    channels=4, side=2, num_classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2
+)
+DESCRIBED = {"time_shift": 2.0, "class_names": ["a", "b", "c"]}
 
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     path = tmp_path / "teacher.safetensors"
-    weights.save(path, VelocityDiT(CONFIG), "teacher", DESCRIBED, {"seed": 4, "inputs": {}, "history": {}})
+    save_generator(path, VelocityDiT(CONFIG), DIT_DH.name, DESCRIBED, Provenance(seed=4))
     return path
 
 
@@ -33,12 +37,13 @@ def test_a_network_comes_back_from_its_file_alone(teacher: Path) -> None:
     for name, value in load_file(teacher).items():
         assert torch.equal(network.state_dict()[name], value)
     artifact = open_artifact(teacher)
-    assert artifact.config["time_shift"] == 2.0 and artifact.provenance["seed"] == 4
+    assert artifact.config["time_shift"] == 2.0 and artifact.provenance.seed == 4
 
 
 def test_students_are_called_with_two_times(tmp_path: Path) -> None:
-    weights.save(tmp_path / "s.safetensors", AverageVelocityDiT(CONFIG), "student", DESCRIBED, {})
-    student = package.load(tmp_path / "s.safetensors")
+    path = tmp_path / "s.safetensors"
+    save_generator(path, AverageVelocityDiT(CONFIG), DIT_DH.name, DESCRIBED, Provenance())
+    student = package.load(path)
     times = torch.tensor([0.2, 0.5])
     assert student(torch.randn(2, 4, 2, 2), times, times + 0.1, torch.tensor([0, 3])).shape == (2, 4, 2, 2)
 
@@ -72,19 +77,19 @@ def test_weights_are_loaded_strictly(teacher: Path) -> None:
     tensors["r_embedder.W"] = torch.zeros(256)
     tensors["final_layer.linear.bias"] = torch.zeros(9)
     with pytest.raises(InputError) as error:
-        weights.load_weights(network, tensors, teacher)
+        load_weights(network, tensors, teacher)
     for part in ("missing pos_embed", "unexpected r_embedder.W", r"final_layer.linear.bias is (9,), not (4,)"):
         assert part in str(error.value)
 
 
 def test_provenance_holds_the_whole_chain(chain: Path) -> None:
     record = open_artifact(chain / "mft.safetensors").provenance
-    assert record["command"].startswith("mfkit bootstrap --init mfd.safetensors")
-    assert set(record["inputs"]) == {"init", "latents", "rae"}
-    commands = " ".join(entry["command"] for entry in record["history"].values())
+    assert record.command.startswith("mfkit bootstrap --init mfd.safetensors")
+    assert set(record.inputs) == {"init", "latents", "rae"}
+    commands = " ".join(entry.command for entry in record.history.values())
     for command in ("train-rae", "encode", "train-teacher", "trajectories", "midtrain", "distill"):
         assert f"mfkit {command} " in commands
-    digests = {role: entry["digest"] for role, entry in record["inputs"].items()}
+    digests = {role: entry.digest for role, entry in record.inputs.items()}
     assert digests["init"] == open_artifact(chain / "mfd.safetensors").digest
     assert digests["rae"] == open_artifact(chain / "rae.safetensors").digest
 
@@ -92,57 +97,59 @@ def test_provenance_holds_the_whole_chain(chain: Path) -> None:
 def test_recorded_inputs_are_found_after_a_move(chain: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(chain, moved)
-    found = open_artifact(moved / "teacher.safetensors").recorded("latents", "--latents")
-    assert found.path == moved / "latents" and found.digest == open_artifact(chain / "latents").digest
+    teacher = open_artifact(moved / "teacher.safetensors")
+    location = recorded_latents(teacher, None)
+    assert Path(location) == moved / "latents"
+    check_recorded(teacher, open_latents("latents", location), None)
 
 
 def test_changed_and_lost_inputs_are_errors_that_name_the_option(chain: Path, tmp_path: Path) -> None:
     for name in ("teacher.safetensors", "rae.safetensors"):
         shutil.copy(chain / name, tmp_path / name)
     teacher = open_artifact(tmp_path / "teacher.safetensors")
-    with pytest.raises(InputError, match="latents, the latents of .* is gone; name it with --latents"):
-        teacher.recorded("latents", "--latents")
+    with pytest.raises(InputError, match="latents, the latents of .* is gone; pass --latents"):
+        recorded_latents(teacher, None)
     shutil.copytree(chain / "latents", tmp_path / "latents")
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
     (tmp_path / "latents" / "index.json").write_text(json.dumps(index | {"samples": 1}))
     with pytest.raises(InputError, match="has changed since .* --latents"):
-        teacher.recorded("latents", "--latents")
+        check_recorded(teacher, open_latents("latents", recorded_latents(teacher, None)), None)
 
 
 def test_inputs_are_recorded_relative_to_the_output(teacher: Path, tmp_path: Path) -> None:
-    record = provenance(tmp_path / "deep" / "down", {"teacher": open_artifact(teacher)}, seed=None)
-    assert record["inputs"]["teacher"]["path"] == "../../teacher.safetensors"
+    record = record_provenance(tmp_path / "deep" / "down", {"teacher": open_artifact(teacher)}, seed=None)
+    assert record.inputs["teacher"].path == "../../teacher.safetensors"
 
 
 def test_digits_is_recorded_as_a_word_beside_a_folder_of_that_name(chain: Path, tmp_path: Path, mfkit) -> None:
     (tmp_path / "digits").mkdir()
     assert mfkit(f"encode digits --rae {chain}/rae.safetensors -o latents").code == 0
-    assert open_artifact(tmp_path / "latents").inputs["images"]["path"] == "digits"
+    assert open_artifact(tmp_path / "latents").inputs["images"].path == "digits"
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "x") as partial:
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "x") as partial:
         partial.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_an_error_in_one_line() -> None:
-    with pytest.raises(OutputError, match="cannot write /dev/full"), whole_file(Path("/dev/full")):
+    with pytest.raises(OutputError, match="cannot write /dev/full"), atomic_write(Path("/dev/full")):
         raise OSError(28, "No space left on device")
 
 
 def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("kept")
-    with pytest.raises(OutputError, match="exists; give --overwrite"), claimed(path, overwrite=False):
+    with pytest.raises(OutputError, match="exists; pass --overwrite"), exclusive_output(path, overwrite=False):
         pass
-    with claimed(path, overwrite=True):
+    with exclusive_output(path, overwrite=True):
         assert path.read_text() == "kept"  # until the new one is whole
-        with pytest.raises(OutputError, match="another command is writing"), claimed(path, overwrite=True):
+        with pytest.raises(OutputError, match="another command is writing"), exclusive_output(path, overwrite=True):
             pass
-    with pytest.raises(OutputError, match="is an input"), claimed(path, overwrite=True, inputs=[path]):
+    with pytest.raises(OutputError, match="is an input"), exclusive_output(path, overwrite=True, inputs=[path]):
         pass
-    with pytest.raises(OutputError, match="is a folder"), claimed(tmp_path, overwrite=True):
+    with pytest.raises(OutputError, match="is a folder"), exclusive_output(tmp_path, overwrite=True):
         pass
     assert list(tmp_path.iterdir()) == [path]

@@ -23,26 +23,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from mfkit.artifacts.artifact import described, metadata, open_artifact
-from mfkit.artifacts.describe import chain as chain_of
-from mfkit.artifacts.describe import describe
-from mfkit.artifacts.safetensors_files import intact, read_tensors, save_tensors
-from mfkit.autoencoders import weights
+from mfkit.artifacts.artifact import FORMAT, Provenance, metadata, open_artifact, parse_description
+from mfkit.artifacts.inspect import command_chain, inspect
+from mfkit.artifacts.safetensors_files import is_intact, read_tensors, write_tensors
 from mfkit.data.codecs import array_bytes, array_member, decode_image, label_member, png_bytes
+from mfkit.data.index import FolderIndex, write_index
+from mfkit.data.latents import open_latents
 from mfkit.data.npz import NpzImages
-from mfkit.data.shards import write_index, write_shard, write_stream
-from mfkit.data.stream import ShardFolder, ShardStream, open_shards
+from mfkit.data.skip import SkipPolicy
+from mfkit.data.stream import StreamDataset
 from mfkit.data.verify import verify
-from mfkit.errors import MfkitError
-from mfkit.evaluation.statistics import read_statistics
-from mfkit.formats.hub import read_document
-from mfkit.models.dit import DiTConfig, VelocityDiT
+from mfkit.data.writer import write_shard, write_stream
+from mfkit.errors import InputError, MfkitError
+from mfkit.evaluation.moments import read_statistics
+from mfkit.formats.hub import read_weights_file
+from mfkit.loading import load
+from mfkit.models.dit import DIT_DH, DiTConfig, VelocityDiT
+from mfkit.models.files import save_generator
 from mfkit.training.log import read as read_log
 
 INPUTS = int(os.environ.get("MFKIT_FUZZ", "1000"))
 SLOWEST, MOST_MEMORY = 5.0, 1 << 29
 """Seconds for one input, bytes for all."""
-SIZES = DiTConfig(channels=4, side=2, classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2)
+SIZES = DiTConfig(
+    channels=4, side=2, num_classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2
+)
 
 
 def mutated(original: bytes, chance: random.Random) -> bytes:
@@ -111,17 +116,29 @@ def decode(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_all(path: Path) -> None:
-    """As a stream, by random access, and as a check."""
-    source = open_shards(str(path), "latents", decode)
-    assert isinstance(source, ShardStream)
-    indexed = source.indexed()
-    for number in range(len(indexed or [])):
-        assert indexed is not None and indexed[number]["label"] >= 0
-    if indexed and indexed.gathers:
-        indexed.gather(range(len(indexed)))
-    for sample in source.raw():
-        decode(sample)
-    verify(path)
+    """By random access, as a stream, and as a check."""
+    errors = []
+    for read in (read_in_place, read_as_stream, verify):
+        try:
+            read(path)
+        except MfkitError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def read_in_place(path: Path) -> None:
+    dataset = open_latents("latents", str(path), classes=4).dataset
+    assert not isinstance(dataset, StreamDataset)
+    for number in range(len(dataset)):
+        assert dataset[number]["label"] >= 0
+    dataset.read(range(len(dataset)))
+
+
+def read_as_stream(path: Path) -> None:
+    stream = StreamDataset(str(path), [str(path)], decode, "latents", SkipPolicy())
+    for sample in stream.samples():
+        assert sample["label"] >= 0
 
 
 def test_tars(tmp_path: Path) -> None:
@@ -131,23 +148,22 @@ def test_tars(tmp_path: Path) -> None:
 
 def test_streams(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    write_stream(buffer, "latents", {"shape": [3, 2, 2], "classes": list("abcd")}, {"inputs": {}}, rows())
+    write_stream(buffer, "latents", {"shape": [3, 2, 2], "class_names": list("abcd")}, Provenance(), rows())
     of_file(tmp_path / "s.tar", buffer.getvalue(), read_all)
 
 
 @pytest.mark.parametrize("part", ["0.tar", "index.json"])
 def test_shard_folders(part: str, tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "0.tar", rows())
-    write_index(tmp_path, "latents", {"shape": [3, 2, 2], "classes": list("abcd")}, {"inputs": {}}, [shard])
+    record = write_shard(tmp_path / "0.tar", rows())
+    index = FolderIndex(samples=4, shards=[record.shard], arrays=record.arrays)
+    write_index(tmp_path, "latents", {"shape": [3, 2, 2], "class_names": list("abcd")}, Provenance(), index)
 
     def read(path: Path) -> None:
-        describe(tmp_path, tensors=False)
-        verify(tmp_path)
-        source = open_shards(str(tmp_path), "latents", decode)
-        assert isinstance(source, ShardFolder)
-        for number in range(len(source)):
-            assert source[number]["label"] >= 0
-        source.gather(range(len(source)))
+        inspect(open_artifact(tmp_path), tensors=False)
+        found = verify(tmp_path)
+        read_in_place(tmp_path)
+        if found["damaged"]:
+            raise InputError(found["first"][0])
 
     of_file(tmp_path / part, (tmp_path / part).read_bytes(), read)
 
@@ -179,17 +195,17 @@ def test_archives_of_images_and_statistics(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(
         path, arr_0=np.zeros((2, 4, 4, 3), np.uint8), arr_1=np.arange(2), mu=np.zeros(3), sigma=np.eye(3),
-        conditions=np.array(json.dumps({"classes": ["a"]})),
+        conditions=np.array(json.dumps({"class_names": ["a"]})),
     )  # fmt: skip
     of_file(path, path.read_bytes(), lambda file: (NpzImages(file, 4)[1], read_statistics(file), verify(file)))
 
 
 def test_networks(tmp_path: Path) -> None:
-    path, description = tmp_path / "t.safetensors", {"time_shift": 2.0, "classes": list("abc")}
-    weights.save(path, VelocityDiT(SIZES), "teacher", description, {"inputs": {}, "history": {}})
+    path, description = tmp_path / "t.safetensors", {"time_shift": 2.0, "class_names": list("abc")}
+    save_generator(path, VelocityDiT(SIZES), DIT_DH.name, description, Provenance())
     content = path.read_bytes()
-    of_file(path, content, lambda file: (describe(file, tensors=True), intact(file)))
-    of_file(path, content, lambda file: weights.load(file), INPUTS // 5)
+    of_file(path, content, lambda file: (inspect(open_artifact(file), tensors=True), is_intact(file)))
+    of_file(path, content, load, INPUTS // 5)
 
 
 def test_tensors(tmp_path: Path) -> None:
@@ -197,19 +213,19 @@ def test_tensors(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.safetensors"
         tensors = {"a": torch.ones(3, 2), "b": torch.zeros(2, dtype=torch.float16)}
         if writer:
-            path.write_bytes(writer(tensors, metadata=metadata("rae", {}, {})))
+            path.write_bytes(writer(tensors, metadata=metadata("rae", {}, Provenance())))
         else:
-            save_tensors(path, tensors, metadata("rae", {}, {}))
-        of_file(path, path.read_bytes(), lambda file: (read_tensors(file), intact(file)), INPUTS // 2)
+            write_tensors(path, tensors, metadata("rae", {}, Provenance()))
+        of_file(path, path.read_bytes(), lambda file: (read_tensors(file), is_intact(file)), INPUTS // 2)
 
 
 def test_pt_files(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(3)}, "step": 3}, tmp_path / "x.pt")
-    of_file(tmp_path / "x.pt", (tmp_path / "x.pt").read_bytes(), read_document)
+    of_file(tmp_path / "x.pt", (tmp_path / "x.pt").read_bytes(), read_weights_file)
 
 
 def test_logs(tmp_path: Path) -> None:
-    names = ("step", "loss", "squared_error", "gradient_norm", "learning_rate", "images_per_second")
+    names = ("step", "loss", "mse", "grad_norm", "learning_rate", "samples_per_second")
     line = json.dumps(dict.fromkeys(names, 1.5)) + "\n"
     of_file(tmp_path / "x.log.jsonl", 2 * line.encode(), read_log)
 
@@ -222,7 +238,10 @@ ANYTHING = st.recursive(
 )  # fmt: skip
 ENTRY = {"path": "x", "kind": "rae", "digest": "sha256:1"}
 RECORD = {"version": "1", "command": "mfkit", "libraries": {"torch": "2"}, "seed": 1, "inputs": {"rae": ENTRY}}
-GENERATOR = {"network": vars(SIZES), "time_shift": 1.5, "classes": ["a", "b", "c"], "preset": "digits"}
+GENERATOR = {
+    "network": {"architecture": DIT_DH.name, **vars(SIZES)}, "time_shift": 1.5, "class_names": ["a", "b", "c"],
+    "preset": "digits",
+}  # fmt: skip
 RAE = {
     "network": dict(
         encoder_name="vit_tiny_patch16_224", encoder={"patch_size": 8}, encoder_size=8, encoder_mean=[0.5, 0.5, 0.5],
@@ -230,9 +249,9 @@ RAE = {
     )
 }  # fmt: skip
 DOCUMENTS = [
-    {"kind": kind, "config": config, "provenance": {**RECORD, "history": {"sha256:1": RECORD}}}
+    {"format": FORMAT, "kind": kind, "config": config, "provenance": {**RECORD, "history": {"sha256:1": RECORD}}}
     for kind, config in (
-        ("teacher", GENERATOR), ("rae", RAE), ("latents", {"shape": [3, 2, 2], "classes": ["a"]}),
+        ("teacher", GENERATOR), ("rae", RAE), ("latents", {"shape": [3, 2, 2], "class_names": ["a"]}),
         ("checkpoint", {"step": 3, "settings": {}}),
     )
 ]  # fmt: skip
@@ -265,11 +284,11 @@ def test_descriptions(
     else:
         document = value
     try:
-        artifact = described(folder / "x", document, "x", content_digest="sha256:0")
-        chain_of(artifact)
-        artifact.lineage("rae")
-        artifact.mention("rae")
-        artifact.recorded("rae", "--rae")
+        artifact = parse_description(folder / "x", document, "x", content_digest="sha256:0")
+        command_chain(artifact)
+        artifact.ancestors("rae")
+        artifact.reference("rae")
+        artifact.input_path("rae", "--rae")
     except MfkitError:
         pass
     for file, text in ((folder / "index.json", json.dumps(document)), (folder / "x.safetensors", None)):
@@ -278,8 +297,8 @@ def test_descriptions(
         elif isinstance(document, dict):
             texts = {f"mfkit.{name}": json.dumps(part) for name, part in document.items()}
             texts["mfkit.kind"] = str(document.get("kind"))
-            save_tensors(file, {"a": torch.ones(2)}, texts)
-        for read in (open_artifact, lambda path: describe(path, tensors=False), weights.load):
+            write_tensors(file, {"a": torch.ones(2)}, texts)
+        for read in (lambda path: inspect(open_artifact(path), tensors=False), load):
             try:
                 read(folder if text is not None else file)
             except MfkitError as error:
@@ -303,5 +322,5 @@ def test_json_of_strange_shapes(text: str, tmp_path: Path) -> None:
 def test_the_fuzzed_files_are_read_when_nothing_is_done_to_them(tmp_path: Path) -> None:
     write_shard(tmp_path / "x.tar", rows())
     read_all(tmp_path / "x.tar")
-    assert described(tmp_path, DOCUMENTS[0], "x").kind == "teacher"
+    assert parse_description(tmp_path, DOCUMENTS[0], "x").kind == "teacher"
     decode_image(png_bytes(torch.zeros(3, 24, 20).byte()), 8, "x")

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 import mfkit as package
 from mfkit.artifacts.artifact import open_artifact
+from mfkit.config.settings import SampleSettings
 from mfkit.flow.random import Draws
 from mfkit.formats.released import decoder_config
-from mfkit.inference.generate import generate
+from mfkit.inference.sampler import sampler_of
 
-SIZES = dict(channels=12, side=4, classes=7, width=24, depth=3, heads=3, head_width=32, head_depth=2, head_heads=4)
+SIZES = dict(channels=12, side=4, num_classes=7, width=24, depth=3, heads=3, head_width=32, head_depth=2, head_heads=4)
 HEADS = (SIZES["heads"], SIZES["head_heads"])
 
 
@@ -30,6 +31,10 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(2)
     r, t = torch.rand(2, 5).sort(0).values
     return torch.randn(5, 12, 4, 4), r, t, torch.tensor([0, 3, 6, 7, 1])
+
+
+def few_steps(student: torch.nn.Module, nfe: int, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return sampler_of(student, SampleSettings(nfe=nfe), time_shift=6.93)(noise, labels)
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -40,7 +45,10 @@ def test_a_teacher_computes_what_it_was_released_to(mfkit, tmp_path: Path, gated
     torch.save(weights, tmp_path / "stage2.pt")
     assert mfkit("import stage2.pt -o teacher.safetensors --preset imagenet256").code == 0
     artifact = open_artifact(tmp_path / "teacher.safetensors", kinds=("teacher",))
-    assert artifact.config["network"] == sizes | {"gated": gated} and artifact.config["preset"] == "imagenet256"
+    assert (
+        artifact.config["network"] == {"architecture": "dit-dh", **sizes, "gated": gated}
+        and artifact.config["preset"] == "imagenet256"
+    )
     assert artifact.config["time_shift"] == 1  # 12 x 4 x 4 is below 4096
     z, _, t, y = inputs()
     close(package.load(artifact.path)(z, t, y), reference.generator(weights, z, t, y, None, sizes["heads"], 4))
@@ -58,9 +66,9 @@ def test_a_student_and_its_one_and_two_step_samples(mfkit, tmp_path: Path) -> No
     u = lambda z, r, t: reference.generator(weights, z, t, y, r, *HEADS)  # noqa: E731
     close(network(z, r, t, y), u(z, r, t))
     one, half, nought = torch.ones(5), torch.full((5,), 0.5), torch.zeros(5)
-    close(generate(network, z, y, steps=1, shift=1, solver="euler"), z - u(z, nought, one))
+    close(few_steps(network, 1, z, y), z - u(z, nought, one))
     middle = z - 0.5 * u(z, half, one)
-    close(generate(network, z, y, steps=2, shift=1, solver="euler"), middle - 0.5 * u(middle, nought, half))
+    close(few_steps(network, 2, z, y), middle - 0.5 * u(middle, nought, half))
 
 
 def test_which_weights_of_a_checkpoint(mfkit, tmp_path: Path) -> None:
@@ -89,7 +97,7 @@ def test_what_does_not_fit_is_named(mfkit, tmp_path: Path) -> None:
     torch.save({"mean": torch.zeros(3), "var": torch.ones(3)}, tmp_path / "stat.pt")
     failed(mfkit("import stat.pt -o x.safetensors"), 3, "latent statistics", "--stats")
     torch.save(weights | {"pos_embed": torch.ones(3)}, tmp_path / "rank.pt")
-    failed(mfkit("import rank.pt -o x.safetensors"), 3, "rank.pt cannot be used")
+    failed(mfkit("import rank.pt -o x.safetensors"), 3, "rank.pt")
     torch.save({"layer.weight": torch.ones(3)}, tmp_path / "d.pt")
     failed(mfkit("import d.pt -o x.safetensors"), 3, "neither a DiT-DH generator", "layer.weight")
     torch.save([1, 2], tmp_path / "e.pt")
@@ -109,7 +117,7 @@ class _Bomb:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_nothing_in_a_file_is_run(mfkit, tmp_path: Path, legacy: bool) -> None:
     torch.save({"ema": _Bomb()}, tmp_path / "bomb.pt", _use_new_zipfile_serialization=not legacy)
-    failed(mfkit("import bomb.pt -o x.safetensors"), 3, "no file of tensors alone", "nothing of it is run")
+    failed(mfkit("import bomb.pt -o x.safetensors"), 3, "not a file of tensors alone", "nothing of it is run")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Bomb()))
     failed(mfkit("import plain.pt -o x.safetensors"), 3, "plain.pt")
     assert not (tmp_path / "run").exists()
@@ -167,7 +175,7 @@ def test_weights_of_another_encoder_are_refused(mfkit, tmp_path: Path) -> None:
     failed(mfkit(command.format("resnet18", 32)), 2, "resnet18 is no vision transformer")
     save_file({"pos_embed": torch.ones(1, 7, 192)}, tmp_path / "encoder.safetensors")
     failed(mfkit(command.format("vit_tiny_patch16_224", 32)), 3, "encoder.safetensors does not fit")
-    failed(mfkit(command.format("tiny", 32)), 2, "--encoder-weights gives a timm model its weights")
+    failed(mfkit(command.format("tiny", 32)), 2, "--encoder-weights is for the models of a library")
 
 
 def test_positions_are_stored_only_where_diffusers_makes_others(mfkit, tmp_path: Path) -> None:
@@ -227,7 +235,7 @@ def test_a_source_on_the_hub(mfkit, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert open_artifact(tmp_path / "student.safetensors").kind == "student"
     assert mfkit("import hf://someone/weights@v2/model.pt -o teacher.safetensors").code == 0
     assert open_artifact(tmp_path / "teacher.safetensors").kind == "teacher"
-    failed(mfkit("import hf://someone/weights/a/../../x.pt -o x.safetensors"), 3, "cannot be had")
+    failed(mfkit("import hf://someone/weights/a/../../x.pt -o x.safetensors"), 3, "cannot be downloaded")
     failed(mfkit("import hf://someone/weights/other.pt -o x.safetensors"), 3, "hf://someone/weights/other.pt")
     failed(mfkit("import hf://someone -o x.safetensors"), 2, "give hf://owner/repo/path")
 
@@ -243,7 +251,7 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
     for command in (
         "encode digits:heldout --vae vae --preset digits -o latents",
         "train-teacher latents -o teacher.safetensors --steps 2 --batch-size 8",
-        "bootstrap --latents latents -o mf.safetensors --steps 2 --batch-size 8 --sample-every 2",
+        "train-mean-flow latents -o mf.safetensors --steps 2 --batch-size 8 --sample-every 2",
         "sample mf.safetensors -n 4 -o samples.npz",
         "flops mf.safetensors",
     ):
@@ -252,15 +260,15 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
     from mfkit.data.images import open_images
     from mfkit.data.latents import open_latents
 
-    rows, source = open_latents(str(tmp_path / "latents")), open_images("digits:heldout", 32)
-    assert rows.shape == (4, 8, 8)
+    data, source = open_latents("latents", str(tmp_path / "latents")), open_images("digits:heldout", 32)
+    assert data.shape == (4, 8, 8)
     image = source[5]["image"][None].float() / 127.5 - 1
     with torch.no_grad():
         exact = (vae.encode(image).latent_dist.mean - 0.1) * 0.2
-        assert torch.allclose(rows.source[5]["latent"].float(), exact[0], rtol=2e-3, atol=2e-3)
+        assert torch.allclose(data.dataset[5]["latent"].float(), exact[0], rtol=2e-3, atol=2e-3)
         network = package.load(tmp_path / "mf.safetensors")
         noise = Draws(0, "sample", range(4)).normal("noise", (4, 8, 8))
-        latents = generate(network, noise, torch.arange(4), steps=1, shift=1, solver="euler")
+        latents = few_steps(network, 1, noise, torch.arange(4))
         pixels = (vae.decode(latents / 0.2 + 0.1).sample / 2 + 0.5).clamp(0, 1).mul(255)
     import numpy as np
 
@@ -279,9 +287,9 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
     assert (tmp_path / "renamed/00000.tar").read_bytes() == (tmp_path / "latents/00000.tar").read_bytes()
     failed(mfkit("encode digits --vae latents --preset digits -o y"), 3, "latents holds no diffusers model")
     failed(mfkit("encode digits --vae nowhere --preset digits -o y"), 3, "nowhere", "owner/repo")
-    failed(mfkit("encode digits --vae vae -o y"), 2, "vae: names no preset")
+    failed(mfkit("encode digits --vae vae -o y"), 2, "vae names no preset")
     failed(mfkit("encode digits --vae vae --preset digits --image-size 30 -o y"), 3, "4 times", "30 pixels")
-    failed(mfkit("encode digits -o y"), 2, "give --rae or --vae")
+    failed(mfkit("encode digits -o y"), 2, "pass --rae or --vae")
     shutil.rmtree(tmp_path / "vae")
     failed(mfkit("sample mf.safetensors -n 1 -o z"), 3, "vae", "is gone")
     assert json.loads((tmp_path / "latents" / "index.json").read_text())["provenance"]["inputs"]["rae"]["kind"] == "vae"

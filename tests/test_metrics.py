@@ -10,7 +10,8 @@ import torch
 from conftest import failed
 
 from mfkit.evaluation.metrics.diversity import nearest_distances, within_class_variance
-from mfkit.evaluation.metrics.frechet import Moments, frechet_distance
+from mfkit.evaluation.metrics.frechet import frechet_distance
+from mfkit.evaluation.moments import Moments
 
 
 def test_frechet_distance_of_gaussians_in_closed_form() -> None:
@@ -48,7 +49,7 @@ def test_nearest_distances_find_copies() -> None:
     assert nearest_distances(images, reference).tolist() == pytest.approx([0, 0.01], abs=1e-3)
 
 
-def test_work_of_the_published_networks(mfkit) -> None:
+def test_flops_of_the_published_networks(mfkit) -> None:
     """157 + 106 = 263 at 256 pixels, as the MF-RAE paper counts."""
     rules = json.loads(mfkit("flops --preset imagenet256 --json").out)["rules"]
     published = {"generator": 157, "decoder": 106, "total": 263}
@@ -79,7 +80,7 @@ def test_counts_as_text_name_their_rules(mfkit) -> None:
 
 def test_the_cost_of_a_recipe_by_hand(mfkit) -> None:
     one = json.loads(mfkit("flops --preset imagenet256 --json").out)["rules"]["flops"]["generator"] * 1e9
-    cost = json.loads(mfkit("flops --preset imagenet256 --plan --rate 100 --images 1000 --trajectories 10 --json").out)
+    cost = json.loads(mfkit("plan --preset imagenet256 --rate 100 --images 1000 --trajectories 10 --json").out)
     stages = cost["stages"]
     assert stages["train-teacher"]["flops"] == pytest.approx(100_000 * 1024 * 3 * one)
     assert stages["midtrain"]["flops"] == pytest.approx(27_000 * 256 * 3 * one)
@@ -97,9 +98,28 @@ def test_the_cost_of_a_recipe_by_hand(mfkit) -> None:
     told = cost["paper"]["train-teacher"]
     assert told["flops"] == pytest.approx(800 * 1_281_167 * 3 * one)
     assert told["teraflops_per_second"] == pytest.approx(told["flops"] / 78 / 86400 / 1e12)
-    text = mfkit("flops --preset imagenet256 --plan").out
+    text = mfkit("plan --preset imagenet256").out
     assert "train-teacher: the paper trains for 800 epochs" in text
     assert "GPU-days" in text and "distill" in text and "400 x 10^12" in text
+
+
+def test_the_plan_takes_measured_rates(mfkit, tmp_path: Path) -> None:
+    measured = {"distill": {"stage": "distill", "flops_per_second": 2.5e14}, "loader": {"stage": "loader"}}
+    (tmp_path / "bench.json").write_text(json.dumps(measured))
+    stages = json.loads(mfkit("plan --preset imagenet256 --bench bench.json --json").out)["stages"]
+    assert json.loads(mfkit("flops --preset imagenet256 --plan --bench bench.json --json").out)["stages"] == stages
+    assert stages["distill"]["teraflops_per_second"] == 250 and stages["midtrain"]["teraflops_per_second"] == 400
+    assert stages["distill"]["gpu_days"] == pytest.approx(stages["distill"]["flops"] / 2.5e14 / 86_400)
+    for text in ("[]", "{", '{"loader": {"stage": "loader"}}', '{"a": 3}'):
+        (tmp_path / "bench.json").write_text(text)
+        failed(mfkit("plan --preset imagenet256 --bench bench.json"), 3, "bench.json")
+    failed(mfkit("plan --preset imagenet256 --bench nowhere.json"), 3, "nowhere.json")
+
+
+def test_the_plan_says_what_states_and_their_format_cost_on_disk(mfkit) -> None:
+    plan = json.loads(mfkit("plan --preset imagenet256 --solver-steps 7 --dtype float32 --json").out)["stages"]
+    assert plan["trajectories"]["bytes"] == 50_000 * 8 * 768 * 256 * 4
+    assert plan["encode"]["bytes"] == 2 * 1_281_167 * 768 * 256 * 4
 
 
 def test_attention_is_counted_by_hand(mfkit) -> None:
@@ -113,7 +133,7 @@ def test_inception_weights_that_cannot_be_downloaded_or_are_others(mfkit, monkey
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = "fid digits:heldout --reference digits:heldout"
-    failed(mfkit(command), 3, "give --inception FILE, or other --features")
+    failed(mfkit(command), 3, "pass --inception FILE, or other --features")
     (tmp_path / "mfkit/inception-2015-12-05.pt").write_bytes(b"another program")
     failed(mfkit(command), 3, "inception-2015-12-05.pt is not the published")
 

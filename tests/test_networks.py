@@ -8,17 +8,21 @@ from conftest import close
 from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
-from mfkit.autoencoders.rae import RAE, RAEConfig, encode_patches
-from mfkit.models.dit import AverageVelocityDiT, DiT, DiTConfig, VelocityDiT
+from mfkit.autoencoders.rae import RAE, RAEConfig
+from mfkit.autoencoders.timm_encoder import TIMM
+from mfkit.models.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
+from mfkit.models.generator import Generator
 from mfkit.models.layers import Linear, RotaryPositions, sincos_positions
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-SMALL = DiTConfig(channels=8, side=4, classes=5, width=24, depth=2, heads=2, head_width=32, head_depth=2, head_heads=2)
+SMALL = DiTConfig(
+    channels=8, side=4, num_classes=5, width=24, depth=2, heads=2, head_width=32, head_depth=2, head_heads=2
+)
 ENCODER = dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, reg_tokens=2)
 
 
-def perturbed(network: DiT) -> DiT:
+def perturbed(network: Generator) -> Generator:
     torch.manual_seed(1)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -42,7 +46,7 @@ def released_names(config: DiTConfig) -> dict[str, tuple[int, ...]]:
         "s_embedder.proj.bias": (width,),
         "x_embedder.proj.weight": (head, config.channels, 1, 1),
         "x_embedder.proj.bias": (head,),
-        "y_embedder.embedding_table.weight": (config.classes + 1, width),
+        "y_embedder.embedding_table.weight": (config.num_classes + 1, width),
         "s_projector.weight": (head, width),
         "s_projector.bias": (head,),
         "final_layer.norm_final.weight": (head,),
@@ -226,7 +230,7 @@ def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
 def test_published_encoders_give_patch_grids(name: str) -> None:
     patch = 14 if "patch14" in name else 16
     model = timm.create_model(name, num_classes=0, img_size=4 * patch, depth=2, pretrained=False).eval()
-    tokens = encode_patches(model, torch.randn(1, 3, 4 * patch, 4 * patch))
+    tokens = TIMM.patch_tokens(model, torch.randn(1, 3, 4 * patch, 4 * patch))
     assert tokens.shape[2:] == (4, 4)
     assert torch.allclose(tokens.mean(1), torch.zeros(1, 4, 4), atol=1e-5)
 

@@ -6,12 +6,17 @@ u(z, r, t) = z (1 - exp(-a (t - r))) / (t - r), and its total derivative follows
 
 import pytest
 import torch
+from live_bytes import peak_bytes
 from torch import Tensor
 
-from mfkit.benchmark.rates import peak_bytes
 from mfkit.flow.derivative import central_difference, jvp
-from mfkit.flow.losses import chord_matching, flow_matching, mean_flow
-from mfkit.flow.times import interpolate, per_row
+from mfkit.flow.objectives.base import Batch, Loss, Models
+from mfkit.flow.objectives.cmt import CMT
+from mfkit.flow.objectives.flow_matching import FlowMatching
+from mfkit.flow.objectives.interval import Points
+from mfkit.flow.objectives.mean_flow import MeanFlow
+from mfkit.flow.random import Draws
+from mfkit.flow.times import expand_to, interpolate
 from mfkit.models.dit import AverageVelocityDiT, DiTConfig
 from mfkit.models.layers import attention
 
@@ -19,7 +24,7 @@ A = -1.7
 
 
 def linear_u(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    interval = per_row(t - r, z)
+    interval = expand_to(t - r, z)
     return torch.where(interval > 0, z * (-torch.expm1(-A * interval)) / interval.clamp(min=1e-12), A * z)
 
 
@@ -32,7 +37,7 @@ def rows(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
 
 
 def exact_derivative(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    return (A * z - linear_u(z, r, t, y)) / per_row(t - r, z)
+    return (A * z - linear_u(z, r, t, y)) / expand_to(t - r, z)
 
 
 @pytest.mark.parametrize("method", [jvp, central_difference(1e-4)])
@@ -68,7 +73,7 @@ def test_central_difference_stays_where_u_is_trained() -> None:
 def test_jvp_and_difference_agree_on_the_network() -> None:
     torch.manual_seed(0)
     config = DiTConfig(
-        channels=8, side=2, classes=3, width=16, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2
+        channels=8, side=2, num_classes=3, width=16, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2
     )
     network = AverageVelocityDiT(config).double()
     for parameter in network.parameters():  # its zero-initialised layers would make it constant
@@ -110,28 +115,33 @@ def test_no_difference_quotient_of_nothing_over_nothing() -> None:
     assert central_difference(5e-3)(linear_u, z, ones, ones, y, z).isfinite().all()
 
 
-@pytest.mark.parametrize("method", [jvp, central_difference(1e-4)])
-def test_perfect_average_velocity_has_no_mean_flow_loss(method) -> None:
+def points_of(z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Points:
+    return Points(z, r, t, y, v, (r < t).nonzero().squeeze(1))
+
+
+def mean_flow_loss(u, *points: Tensor, method: str = "jvp", **settings: float) -> Loss:
+    objective = MeanFlow(derivative=method, finite_difference_step=1e-4, **settings)
+    return objective.loss(Models(u, u), points_of(*points))
+
+
+@pytest.mark.parametrize("method", ["jvp", "central"])
+def test_perfect_average_velocity_has_no_mean_flow_loss(method: str) -> None:
     z, r, t, y = rows()
-    loss = mean_flow(linear_u, method, z, r, t, y, A * z)
-    assert loss.squared_error < 1e-6
-    assert mean_flow(lambda *a: linear_u(*a) + 0.1, method, z, r, t, y, A * z).squared_error > 1e-3
+    assert mean_flow_loss(linear_u, z, r, t, y, A * z, method=method).mse < 1e-6
+    assert mean_flow_loss(lambda *a: linear_u(*a) + 0.1, z, r, t, y, A * z, method=method).mse > 1e-3
 
 
-def test_one_point_velocity_of_a_single_image() -> None:
-    """With one image x the marginal velocity is the one-point estimate, the paths are straight, and u = (z - x) / t."""
+def test_conditional_velocity_of_a_single_image() -> None:
+    """With one image x the marginal velocity is the conditional one, the paths are straight, and u = (z - x) / t."""
     x, noise = torch.randn(2, 6, 3, 2, 2, dtype=torch.float64)
     x = x[:1].expand(6, -1, -1, -1)
     _, r, t, y = rows()
     z, v = interpolate(x, noise, t)
 
     def u(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return (z - x[: len(z)]) / per_row(t, z)
+        return (z - x[: len(z)]) / expand_to(t, z)
 
-    assert mean_flow(u, jvp, z, r, t, y, v).squared_error < 1e-20
-    long = r < t
-    z_r = interpolate(x, noise, r)[0]
-    assert chord_matching(u, z[long], z_r[long], r[long], t[long], y[long]).squared_error < 1e-20
+    assert mean_flow_loss(u, z, r, t, y, v).mse < 1e-20
 
 
 def test_rows_without_interval_see_the_velocity_only() -> None:
@@ -140,52 +150,128 @@ def test_rows_without_interval_see_the_velocity_only() -> None:
     def forbidden(*_: object) -> Tensor:
         raise AssertionError("du/dt was taken although r = t in every row")
 
-    loss = mean_flow(linear_u, forbidden, z, t, t, y, A * z + 0.5)
-    assert loss.squared_error.item() == pytest.approx(0.25)
+    loss = MeanFlow(derivative="jvp").loss(Models(linear_u, forbidden), points_of(z, t, t, y, A * z + 0.5))
+    assert loss.mse.item() == pytest.approx(0.25)
 
 
 def test_target_carries_no_gradient_and_weights_are_constants() -> None:
     """The gradient is that of sum_i ||e_i||^2 / (||e_i||^2 + c), with target and denominator held fixed."""
     z, r, t, y = rows()
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    loss = mean_flow(lambda *a: scale * linear_u(*a), jvp, z, r, t, y, A * z, power=1.0, offset=0.01)
+    loss = mean_flow_loss(lambda *a: scale * linear_u(*a), z, r, t, y, A * z, norm_p=1.0, norm_eps=0.01)
     loss.value.backward()
     with torch.no_grad():
         u = linear_u(z, r, t, y)
-        slope = 1.3 * jvp(linear_u, z, r, t, y, A * z)
-        error = 1.3 * u - (A * z - per_row(t - r, z) * slope)
+        slope = torch.where(expand_to(t - r, z) > 0, 1.3 * jvp(linear_u, z, r, t, y, A * z), 0.0)
+        error = 1.3 * u - (A * z - expand_to(t - r, z) * slope)
         weights = 1 / (error.square().flatten(1).sum(1) + 0.01)
         expected = (weights * (2 * error * u).flatten(1).sum(1)).mean()
     assert scale.grad is not None
     assert scale.grad.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_derivative_is_taken_of_the_bare_network_and_the_loss_of_the_wrapped_one() -> None:
+def test_derivative_is_taken_of_the_unwrapped_network_and_the_loss_of_the_wrapped_one() -> None:
     z, r, t, y = rows()
     calls = []
 
     def named(name: str):
         return lambda *a: (calls.append((name, len(a[0]))), linear_u(*a))[1]
 
-    mean_flow(named("wrapped"), central_difference(1e-3), z, r, t, y, A * z, bare_u=named("bare"))
-    moving = int((r < t).sum())
-    assert calls == [("bare", moving), ("bare", moving), ("wrapped", len(z))]
+    models = Models(named("wrapped"), named("unwrapped"))
+    MeanFlow(derivative="central").loss(models, points_of(z, r, t, y, A * z))
+    longer = int((r < t).sum())
+    assert calls == [("unwrapped", longer), ("unwrapped", longer), ("wrapped", len(z))]
+
+
+def test_mean_flow_is_what_the_released_code_computes() -> None:
+    """u at z, z + h v and z - k v in one batch of three times the rows, every row and every evaluation with gradients.
+
+    Value and gradients in float64; a repeated row of du/dt changes nothing, and the work is half of it.
+    """
+    torch.manual_seed(0)
+    config = DiTConfig(
+        channels=4, side=4, num_classes=3, width=24, depth=2, heads=2, head_width=32, head_depth=1, head_heads=2
+    )
+    network = AverageVelocityDiT(config).double()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    z, v = torch.randn(2, 8, 4, 4, 4, dtype=torch.float64)
+    t = torch.linspace(0.05, 0.999, 8, dtype=torch.float64)
+    r = torch.where(torch.arange(8) % 4 == 1, 0.3 * t, t)
+    y, step, power = torch.arange(8) % 4, 5e-3, 0.7
+
+    def released() -> Tensor:
+        later, earlier = (t + step).clamp(max=1), torch.maximum(t - step, r)
+        places = torch.cat([z, z + expand_to(later - t, z) * v, z - expand_to(t - earlier, z) * v])
+        here, ahead, behind = network(places, r.repeat(3), torch.cat([t, later, earlier]), y.repeat(3)).chunk(3)
+        target = v - expand_to(t - r, z) * (ahead - behind) / expand_to(later - earlier, z)
+        squared = (here - target.detach()).square().flatten(1).sum(1)
+        return (squared / (squared.detach() + 1e-3) ** power).mean()
+
+    def ours() -> Tensor:
+        objective = MeanFlow(derivative="central", finite_difference_step=step, norm_p=power)
+        return objective.loss(Models(network, network), Points(z, r, t, y, v, torch.tensor([1, 5, 5]))).value
+
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    values = [released(), ours()]
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
+    for expected, found in zip(*(torch.autograd.grad(value, trained) for value in values), strict=True):
+        assert torch.allclose(expected, found, rtol=1e-9, atol=1e-12)
+    assert peak_bytes(lambda: ours().backward()) < 0.5 * peak_bytes(lambda: released().backward())
+
+
+def test_times_of_an_interval_are_ordered_and_uniform_before_the_shift() -> None:
+    samples = 100_000
+    batch = Batch(
+        {"latent": torch.zeros(samples, 1, 1, 1)}, torch.zeros(samples), range(samples), torch.zeros(samples),
+        Draws(0, "distill", range(samples)), time_shift=1.0,
+    )  # fmt: skip
+    points = MeanFlow(ratio_r_equals_t=0.75).points(Models(linear_u, linear_u), batch)
+    r, t, longer = points.r, points.t, points.longer
+    assert (r <= t).all() and len(longer) == samples / 4 and (r < t).nonzero().squeeze(1).equal(longer)
+    # t is the larger of two uniform draws, in every row: P(t <= x) = x^2.
+    assert (t <= 0.5).float().mean().item() == pytest.approx(0.25, abs=0.005)
+    assert (r[longer] >= 0.5).float().mean().item() == pytest.approx(0.25, abs=0.01)
+
+
+def test_velocity_is_the_teachers_where_there_is_one() -> None:
+    x = torch.randn(4, 3, 2, 2)
+    draws = Draws(0, "distill", range(4))
+    batch = Batch({"latent": x}, torch.arange(4), range(4), torch.zeros(4), draws, time_shift=2.0)
+    objective = MeanFlow()
+    alone = objective.points(Models(linear_u, linear_u), batch)
+    assert torch.equal(alone.v, draws.normal("noise", (3, 2, 2)) - x)
+    taught = objective.points(Models(linear_u, linear_u, lambda z, t, y: A * z), batch)
+    assert torch.equal(taught.z, alone.z) and torch.equal(taught.v, A * alone.z)
+
+
+def batch_of(data: dict[str, Tensor], y: Tensor) -> Batch:
+    return Batch(data, y, range(len(y)), torch.zeros(len(y)), Draws(0, "test", range(len(y))), time_shift=1.0)
 
 
 def test_flow_matching_of_the_right_velocity_is_zero() -> None:
-    x, noise = torch.randn(2, 6, 3, 2, 2)
-    t, y = torch.rand(6), torch.arange(6)
+    """z = (1 - t) x + t e, so its velocity is (z - x) / t."""
+    x, y = torch.randn(6, 3, 2, 2), torch.arange(6)
 
     def velocity(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return (z - x) / per_row(t, z)
+        return (z - x) / expand_to(t, z)
 
-    assert flow_matching(velocity, x, noise, t, y).value < 1e-6
-    off = flow_matching(lambda z, t, y: velocity(z, t, y) + 2, x, noise, t, y)
-    assert off.value.item() == pytest.approx(4, rel=1e-4)
+    def loss(v) -> float:
+        return float(FlowMatching()(Models(v, v), batch_of({"latent": x}, y)).value)
+
+    assert loss(velocity) < 1e-6
+    assert loss(lambda z, t, y: velocity(z, t, y) + 2) == pytest.approx(4, rel=1e-4)
 
 
 def test_chord_of_the_true_flow_is_its_average_velocity() -> None:
-    z_t, r, t, y = (values[[0, 1, 3, 4, 5]] for values in rows())
-    z_r = z_t * torch.exp(A * per_row(r - t, z_t))
-    assert chord_matching(linear_u, z_t, z_r, r, t, y).value < 1e-20
-    assert chord_matching(linear_u, z_t, z_r + 0.1, r, t, y).value > 1e-4
+    """With states of the linear flow, float64; every pair of a trajectory is one of them."""
+    noise, times = torch.randn(6, 3, 2, 2, dtype=torch.float64), torch.linspace(1, 0, 5).expand(6, 5)
+    states = torch.stack([noise * torch.exp(A * expand_to(t - 1, noise)) for t in times.T], 1)
+
+    def loss(states: Tensor) -> float:
+        objective, batch = CMT(pairs=3), batch_of({"states": states, "times": times}, torch.arange(6))
+        return float(objective(Models(linear_u, linear_u), batch).value)
+
+    assert loss(states) < 1e-12  # states are taken in float32
+    states[:, 0] += 0.1
+    assert loss(states) > 1e-4

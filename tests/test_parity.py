@@ -13,8 +13,9 @@ import torch
 from conftest import close, failed
 
 import mfkit as package
-from mfkit.autoencoders.encoders import timm_encoder
-from mfkit.autoencoders.rae import encode_patches
+from mfkit.artifacts.safetensors_files import read_tensors
+from mfkit.autoencoders.encoder import Encoder
+from mfkit.autoencoders.timm_encoder import TIMM
 
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[parity]'")
 
@@ -24,6 +25,11 @@ def perturbed(network: torch.nn.Module) -> torch.nn.Module:
     for parameter in network.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return network.eval()
+
+
+def encoder(name: str, arguments: dict[str, int], size: int, folder: Path) -> Encoder:
+    file = folder / "model.safetensors"
+    return TIMM.from_tensors(name, arguments, size, read_tensors(file), file)
 
 
 SMALL = dict(hidden_size=128, num_attention_heads=2, num_hidden_layers=2)
@@ -39,12 +45,12 @@ def test_dinov2_as_transformers_writes_it(tmp_path: Path) -> None:
     )
     theirs.save_pretrained(tmp_path)
     arguments = {"embed_dim": 128, "depth": 2, "num_heads": 2}
-    ours = timm_encoder("vit_base_patch14_reg4_dinov2", arguments, 56, tmp_path / "model.safetensors")
+    ours = encoder("vit_base_patch14_reg4_dinov2", arguments, 56, tmp_path)
     images = torch.randn(2, 3, 56, 56)
     theirs.layernorm = torch.nn.LayerNorm(128, eps=1e-6, elementwise_affine=False)
     with torch.no_grad():
         expected = theirs(images).last_hidden_state[:, 5:]
-        close(encode_patches(ours.network, images).flatten(2).mT, expected.double())
+        close(TIMM.patch_tokens(ours.network, images).flatten(2).mT, expected.double())
 
 
 @pytest.mark.parametrize("size", [64, 96])
@@ -54,12 +60,12 @@ def test_siglip_as_transformers_writes_it(tmp_path: Path, size: int) -> None:
     theirs = perturbed(transformers.SiglipVisionModel(config))
     theirs.save_pretrained(tmp_path)
     arguments = {"embed_dim": 128, "depth": 2, "num_heads": 2}
-    ours = timm_encoder("vit_base_patch16_siglip_256.v2_webli", arguments, size, tmp_path / "model.safetensors")
+    ours = encoder("vit_base_patch16_siglip_256.v2_webli", arguments, size, tmp_path)
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         found = theirs(images, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states[-1]
         expected = torch.nn.functional.layer_norm(found, (128,), eps=1e-6)
-        close(encode_patches(ours.network, images).flatten(2).mT, expected.double())
+        close(TIMM.patch_tokens(ours.network, images).flatten(2).mT, expected.double())
 
 
 @pytest.mark.parametrize(("kind", "patch", "size"), [("dinov2", 14, 56), ("mae", 16, 64)])

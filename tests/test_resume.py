@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def losses(log: Path) -> str:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return str([{name: value for name, value in line.items() if name != "images_per_second"} for line in lines])
+    return str([{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines])
 
 
 def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
@@ -44,17 +44,17 @@ def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
     (told,) = stopped_again_and_again(
         tmp_path, ",".join(KILLS * ["KILL"]),
         f"train-teacher {chain}/latents -o t.safetensors --steps {5 * KILLS} --batch-size 16 --micro-batch 8 "
-        "--save-every 1 --log-every 1 --label-drop 0.2",
+        "--save-every 1 --log-every 1 --class-dropout 0.2",
     )  # fmt: skip
     assert told["met"] >= KILLS // 4
 
 
 def test_stopped_by_signals(chain: Path, tmp_path: Path) -> None:
     commands = [
-        "encode digits:train --rae {}/rae.safetensors -o latents --shard-size 100 --batch-size 50 --mirror",
-        "trajectories --teacher {}/teacher.safetensors -n 200 -o traj --solver-steps 4 --shard-size 20",
+        "encode digits:heldout --rae {}/rae.safetensors -o latents --shard-size 20 --batch-size 10 --mirror",
+        "trajectories --teacher {}/teacher.safetensors -n 100 -o traj --solver-steps 4 --shard-size 10",
         "sample {}/mft.safetensors -n 1100 -o samples --batch-size 100",
-        "train-rae digits:train --encoder tiny -o rae.safetensors --encoder-steps 6 --steps 6 --batch-size 32 "
+        "train-rae digits:train --encoder tiny -o rae.safetensors --pretrain-steps 6 --steps 6 --batch-size 32 "
         "--save-every 2 --log-every 1",
     ]
     told = stopped_again_and_again(tmp_path, MIXED, *(command.format(chain) for command in commands))

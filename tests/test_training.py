@@ -1,7 +1,6 @@
 """The training loop: resuming, stopping, schedules, and two processes that train as one."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -13,9 +12,17 @@ from safetensors.torch import load_file
 
 from mfkit.artifacts.artifact import file_digest
 from mfkit.config import presets
-from mfkit.config.settings import GeneratorSettings, TrainingSettings
+from mfkit.config.settings import (
+    AutoencoderSettings,
+    EncodeSettings,
+    FlowSettings,
+    GeneratorSettings,
+    TrainingSettings,
+    TrajectorySettings,
+)
+from mfkit.flow.objectives import objectives_of
+from mfkit.setting import settings_of
 from mfkit.training.checkpoint import checkpoints
-from mfkit.training.meanflow import instantaneous, moving_rows
 from mfkit.training.train_state import ema_decay, learning_rate
 
 DIVERGING = " --schedule linear --learning-rate 1e-3 --final-learning-rate 1e35 --warmup 4"
@@ -39,8 +46,8 @@ def test_learning_rates() -> None:
 @pytest.mark.parametrize(
     ("preset", "stage", "expected"),
     [
-        ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=0.9995, label_drop=0.1)),
-        ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=0.999, clip=1.0)),
+        ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=0.9995, class_dropout=0.1)),
+        ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=0.999, max_grad_norm=1.0)),
         ("imagenet256", "distill", dict(steps=180_000, batch_size=256, learning_rate=1e-4, ema=0.9999)),
         ("imagenet512", "distill", dict(steps=20_000, batch_size=128, ema=0.9995)),
         ("imagenet512", "bootstrap", dict(steps=10_000, batch_size=128, ema=0.9995)),
@@ -51,22 +58,20 @@ def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 
-def test_every_preset_resolves_every_stage() -> None:
-    from mfkit.config import settings as kinds
-
-    stages = {
-        "train-rae": (kinds.TrainingSettings, kinds.AutoencoderSettings),
-        "encode": (kinds.EncodeSettings,),
-        "train-teacher": (kinds.GeneratorSettings, kinds.FlowSettings),
-        "trajectories": (kinds.TrajectorySettings,),
-        "midtrain": (kinds.GeneratorSettings, kinds.MidtrainSettings),
-        "distill": (kinds.GeneratorSettings, kinds.MeanFlowSettings),
-        "bootstrap": (kinds.GeneratorSettings, kinds.MeanFlowSettings),
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_a_preset_names_settings_that_its_commands_have(preset: str) -> None:
+    """A misspelt name would be left unread."""
+    kinds = {
+        "train-rae": (TrainingSettings, AutoencoderSettings),
+        "encode": (EncodeSettings,),
+        "trajectories": (TrajectorySettings,),
     }
-    for preset in ("digits", "imagenet256", "imagenet512"):
-        for stage, needed in stages.items():
-            for kind in needed:
-                assert presets.resolve(kind, stage, preset, {})
+    for command, values in presets.PRESETS[preset].commands.items():
+        command, _, objective = command.partition(" ")
+        objectives = objectives_of(command)
+        known = kinds.get(command, (GeneratorSettings, FlowSettings, *objectives.values()))
+        assert not values.keys() - {item.name for kind in known for item in settings_of(kind)}
+        assert not objective or objective in objectives
 
 
 @pytest.fixture
@@ -90,8 +95,8 @@ def test_a_checkpoint_of_other_settings_is_refused(chain: Path, tmp_path: Path, 
     (kept,) = checkpoints(tmp_path / "t.safetensors")
     before = file_digest(kept)
     refused = mfkit(command)
-    assert refused.code == 2 and "steps 40 there, 6 here" in refused.err and "--restart" in refused.err
-    assert "width 96 there, 384 here" in mfkit(command + " --model S").err
+    assert refused.code == 2 and "steps was 40, is 6" in refused.err and "--restart" in refused.err
+    assert "width was 96, is 384" in mfkit(command + " --model S").err
     assert file_digest(kept) == before
     assert mfkit(command + " --restart").code == 0
 
@@ -135,14 +140,14 @@ def test_grids_from_fixed_noise(chain: Path, tmp_path: Path, mfkit) -> None:
 
 
 def test_processes_share_the_work(tmp_path: Path) -> None:
-    """Each of two processes sees the other, and half of a step's rows."""
+    """Each of two processes sees the other, and half of a step's samples."""
     script = (
-        "from mfkit.runtime.distributed import processes, leave\n"
-        "from mfkit.data.loader import Layout\n"
+        "from mfkit.runtime.distributed import processes, shutdown\n"
+        "from mfkit.data.loader import BatchSharding\n"
         "state = processes()\n"
-        "layout = Layout(8, 2, state.process_index, state.num_processes)\n"
-        "open(f'rank{state.process_index}', 'w').write(str(list(layout.batches(1))))\n"
-        "leave()\n"
+        "sharding = BatchSharding(8, 2, state.process_index, state.num_processes)\n"
+        "open(f'rank{state.process_index}', 'w').write(str(list(sharding.positions(1))))\n"
+        "shutdown()\n"
     )
     (tmp_path / "who.py").write_text(script)
     done = shell("torchrun --standalone --nproc_per_node 2 who.py", tmp_path)
@@ -174,37 +179,41 @@ SHARED = [
     "distill --teacher {}/teacher.safetensors -o OUT/j.safetensors --derivative jvp --steps 3 --batch-size 16 "
     "--log-every 1",
     "bootstrap --init {}/mfd.safetensors -o OUT/b.safetensors --steps 3 --batch-size 16 --log-every 1",
-    "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --encoder-steps 2 --steps 2 --batch-size 16 "
+    "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --pretrain-steps 2 --steps 2 --batch-size 16 "
     "--log-every 1",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/latents --shard-size 60",
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
     "sample {}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
-    "sample {}/mft.safetensors -n 20 -o OUT/pictures",
+    "sample {}/mft.safetensors -n 20 -o OUT/images",
 ]
 """Every command that takes several processes."""
 
 
 def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
-    """Two and four of them against one: losses, weights, bytes of shards and pictures."""
+    """Two and four of them against one: losses, weights, bytes of shards and images."""
     commands = [command.replace("{}", str(chain)) for command in SHARED]
     for command in commands:
         assert mfkit(command.replace("OUT", "one")).code == 0
-    for count in (2, 4):
-        said = launched(count, [command.replace("OUT", f"by{count}") for command in commands], tmp_path)
-        assert said.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in commands]
+    # With four, what they share otherwise than two do: the files, and one training.
+    for count, shared, trained in (
+        (2, commands, ("t", "c", "d", "j", "b", "rae")),
+        (4, commands[:1] + commands[6:], "t"),
+    ):
+        said = launched(count, [command.replace("OUT", f"by{count}") for command in shared], tmp_path)
+        assert said.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in shared]
         parts = [tmp_path / "one", tmp_path / f"by{count}"]
-        for name in ("t", "c", "d", "j", "b", "rae"):
+        for name in trained:
             one, many = (losses(part / f"{name}.log.jsonl") for part in parts)
             assert many == pytest.approx(one, rel=1e-3) and len(one) >= 2  # two writers would log each step twice
             assert difference(*(load_file(part / f"{name}.safetensors") for part in parts)) < 1e-4
-        for folder, files in (("latents", 5), ("traj", 5), ("pictures", 20)):
+        for folder, files in (("latents", 5), ("traj", 5), ("images", 20)):
             held = [{path.name: file_digest(path) for path in (part / folder).rglob("*.[tp]*")} for part in parts]
             assert held[0] == held[1] and len(held[0]) == files
         assert file_digest(parts[0] / "samples.npz") == file_digest(parts[1] / "samples.npz")
 
 
 def losses(path: Path) -> list[float]:
-    return [json.loads(line)["squared_error"] for line in path.read_text().splitlines()]
+    return [json.loads(line)["mse"] for line in path.read_text().splitlines()]
 
 
 def test_options_of_execution_change_no_loss(chain: Path, tmp_path: Path, mfkit) -> None:
@@ -248,12 +257,12 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
         "PartialState().distributed_type = state.distributed_type = DistributedType.FSDP\n"
         "from mfkit.training import loop, train_state\n"
         "stop = int(sys.argv.pop(1))\n"
-        "class Watched(train_state.Optimisation):\n"
+        "class Watched(train_state.TrainState):\n"
         "    def step(self, number, *rest):\n"
         "        assert self.sharded and type(self.network.blocks[0]).__name__ == 'FSDPBlock'\n"
         "        assert number < stop, 'stopped here'\n"
         "        return super().step(number, *rest)\n"
-        "loop.Optimisation = Watched\n"
+        "loop.TrainState = Watched\n"
         "from mfkit.commands.main import main\n"
         "main()\n"
     )
@@ -274,15 +283,3 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     assert difference(ends["split"], ends["whole"]) < 1e-4 and difference(ends["alone"], ends["whole"]) < 1e-4
     assert len(losses(tmp_path / "alone.log.jsonl")) == 2
     assert losses(tmp_path / "split.log.jsonl") == pytest.approx(losses(tmp_path / "whole.log.jsonl"), rel=1e-3)
-
-
-@pytest.mark.parametrize(("size", "share"), [(64, 0.75), (10, 0.75), (7, 0.5), (3, 0.75), (4, 0.0), (4, 1.0)])
-def test_batches_have_one_number_of_rows_with_an_interval(size: int, share: float) -> None:
-    """So that they have one shape: those with r < t, the last one repeated where a batch has one fewer."""
-    counts = set()
-    for begin in range(0, 20 * size, size):
-        fixed = instantaneous(torch.arange(begin, begin + size), share)
-        rows = moving_rows(fixed, share)
-        assert set(rows.tolist()) == set(torch.nonzero(~fixed).flatten().tolist())
-        counts.add(len(rows))
-    assert counts - {0} in ({math.ceil(size * (1 - share))}, set())

@@ -12,39 +12,69 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mfkit.artifacts.json_files import fields, parse_json, read_json
-from mfkit.artifacts.safetensors_files import safetensors_header
-from mfkit.artifacts.schema import check_config, check_provenance
+from mfkit.artifacts.json_files import parse, parse_json, read_json
+from mfkit.artifacts.safetensors_files import Header, read_header
 from mfkit.errors import InputError
-from mfkit.formats import diffusers_folder
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 2
+"""Version of descriptions. Files of another one are refused."""
 INDEX_NAME = "index.json"
-NAMES_DIGEST = "names-sha256:"
+LISTING_DIGEST = "names-sha256:"
 """Begins the digest of what was listed, not read: the images of a folder, foreign shards."""
 FOLDER_KINDS = ("latents", "trajectories", "images")
 _PREFIX = "mfkit."
 
 
 @dataclass(frozen=True)
+class InputRecord:
+    """An input of a command."""
+
+    path: str | None
+    """Relative to the output's folder; None for a stream."""
+    kind: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """The command that made a file."""
+
+    command: str = ""
+    version: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    inputs: dict[str, InputRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance(Record):
+    """A record with those of its inputs, of theirs, and so on, by digest."""
+
+    history: dict[str, Record] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Artifact:
-    """What a file or folder written by mfkit says of itself."""
+    """What a file or folder says of itself."""
 
     path: Path
     kind: str
-    config: dict[str, Any]
-    provenance: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     content_digest: str | None = None
     """Given where the content cannot be read twice, as for the images of ``digits`` or a stream."""
-    is_word: bool = False
+    is_keyword: bool = False
     """``path`` is a word that stands for built-in data, whatever lies on the disk under that name."""
+    header: Header | None = field(default=None, compare=False, repr=False)
+    """Of a safetensors file."""
 
     @cached_property
     def digest(self) -> str:
@@ -54,32 +84,33 @@ class Artifact:
         return file_digest(self.path / INDEX_NAME if self.path.is_dir() else self.path)
 
     @property
-    def inputs(self) -> dict[str, dict[str, Any]]:
-        return self.provenance.get("inputs", {})
+    def inputs(self) -> dict[str, InputRecord]:
+        return self.provenance.inputs
 
-    def recorded(self, role: str, option: str) -> "Artifact":
-        """The input that this file was made from, found at its recorded place, unchanged.
+    def input_path(self, role: str, option: str) -> Path:
+        """Where the input of this role was recorded to be, and still is something.
 
         :param option: the option that names it by hand, for the error.
         """
         if role not in self.inputs:
-            raise InputError(f"{self.path} does not say where its {role} is; name it with {option}")
+            raise InputError(f"{self.path} does not record its {role}; pass {option}")
         entry = self.inputs[role]
-        if entry["path"] is None:
-            raise InputError(f"the {role} of {self.path} was a stream; name it with {option}")
-        path = self._locate(entry["path"])
-        pattern = entry["digest"].startswith(NAMES_DIGEST) and any(mark in path.name for mark in "*?[{")
+        if entry.path is None:
+            raise InputError(f"the {role} of {self.path} was a stream; pass {option}")
+        path = self._locate(entry.path)
+        pattern = entry.digest.startswith(LISTING_DIGEST) and any(mark in path.name for mark in "*?[{")
         if "::" in str(path) or not (pattern or path.is_file() or path.is_dir()):
-            raise InputError(f"{path}, the {role} of {self.path}, is gone; name it with {option}")
+            raise InputError(f"{path}, the {role} of {self.path}, is gone; pass {option}")
         logger.info("%s: its %s is %s", self.path, role, path)
-        if entry["digest"].startswith(NAMES_DIGEST):  # foreign images or shards, which do not describe themselves
-            return Artifact(path, entry["kind"], {}, {}, content_digest=entry["digest"])
-        found = open_artifact(path, kinds=(entry["kind"],))
-        if found.digest != entry["digest"]:
+        return path
+
+    def check_input(self, role: str, found: "Artifact", option: str) -> None:
+        """Refuses what was found at the recorded place where it is no longer what this file was made from."""
+        entry = self.inputs[role]
+        if (found.kind, found.digest) != (entry.kind, entry.digest):
             raise InputError(
-                f"{path} has changed since {self.path} was made from it; name it with {option} to use it all the same"
+                f"{found.path} has changed since {self.path} was made from it; pass {option} to use it anyway"
             )
-        return found
 
     def _locate(self, recorded: str) -> Path:
         """A recorded path from this file's folder, or, where that leads nowhere, from that of the file linked to.
@@ -92,52 +123,43 @@ class Artifact:
             places.append(Path(os.path.normpath((base / recorded).absolute())))
         return next((place for place in places if place.exists()), places[-1])
 
-    def mention(self, role: str) -> dict[str, "Artifact"]:
+    def reference(self, role: str) -> dict[str, "Artifact"]:
         """The input of this role as it was recorded, unopened, to be recorded again; empty where there is none."""
-        if role not in self.inputs or self.inputs[role]["path"] is None:
+        if role not in self.inputs or self.inputs[role].path is None:
             return {}
         entry = self.inputs[role]
-        return {role: Artifact(self._locate(entry["path"]), entry["kind"], {}, {}, content_digest=entry["digest"])}
+        return {role: Artifact(self._locate(str(entry.path)), entry.kind, content_digest=entry.digest)}
 
-    def lineage(self, *kinds: str) -> set[str]:
-        """Digests of all files of these kinds that this one descends from, itself included."""
-        own = {self.digest} if self.kind in kinds else set()
-        records = [self.provenance, *self.provenance.get("history", {}).values()]
-        return own | {
-            entry["digest"]
-            for record in records
-            for entry in record.get("inputs", {}).values()
-            if entry["kind"] in kinds
-        }
+    def ancestors(self, role: str) -> set[str]:
+        """Digests of all inputs of this role that this file, or one that it descends from, was made from."""
+        records = [self.provenance, *self.provenance.history.values()]
+        return {record.inputs[role].digest for record in records if role in record.inputs}
 
 
-def provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None) -> dict[str, Any]:
+def record_provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None) -> Provenance:
     """The record for a file that this command makes in ``folder``, to which input paths are relative."""
-    entries: dict[str, Any] = {}
-    history: dict[str, Any] = {}
-    for role, artifact in inputs.items():
-        entries[role] = {
-            "path": _recorded_path(artifact, folder),
-            "kind": artifact.kind,
-            "digest": artifact.digest,
-        }
-        record = dict(artifact.provenance)
-        history |= record.pop("history", {})
-        if record:
-            history[artifact.digest] = record
-    return {
-        "version": version("mfkit"),
-        "libraries": library_versions(),
-        "command": shlex.join(["mfkit", *sys.argv[1:]]),
-        "seed": seed,
-        "inputs": entries,
-        "history": history,
-    }
+    history: dict[str, Record] = {}
+    for artifact in inputs.values():
+        own = artifact.provenance
+        history |= own.history
+        if own.command:
+            history[artifact.digest] = Record(own.command, own.version, own.libraries, own.seed, own.inputs)
+    return Provenance(
+        command=shlex.join(["mfkit", *sys.argv[1:]]),
+        version=version("mfkit"),
+        libraries=library_versions(),
+        seed=seed,
+        inputs={
+            role: InputRecord(_recorded_path(artifact, folder), artifact.kind, artifact.digest)
+            for role, artifact in inputs.items()
+        },
+        history=history,
+    )
 
 
 def _recorded_path(artifact: Artifact, base: Path) -> str | None:
-    """Relative to ``base`` for a file or folder; None for a stream; a word as it stands."""
-    if artifact.is_word:
+    """Relative to ``base`` for a file or folder; None for a stream; a keyword as it stands."""
+    if artifact.is_keyword:
         return str(artifact.path)
     if str(artifact.path).startswith(("-", "pipe:")):
         return None
@@ -156,7 +178,7 @@ def library_versions() -> dict[str, str]:
 
 
 def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
-    """Reads what a safetensors file, a shard folder or a diffusers VAE says of itself.
+    """Reads what a safetensors file or a shard folder says of itself.
 
     :param kinds: those wanted; another one is refused.
     """
@@ -170,26 +192,69 @@ def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     return artifact
 
 
+def _from_folder(path: Path) -> Artifact:
+    index = path / INDEX_NAME
+    if not index.exists():
+        raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
+    return parse_description(path, read_json(index), index, folder=True)
+
+
+def _from_header(path: Path) -> Artifact:
+    header = read_header(path)
+    texts = {name.removeprefix(_PREFIX): text for name, text in header.metadata.items() if name.startswith(_PREFIX)}
+    if "kind" not in texts:
+        raise InputError(f"{path} is a safetensors file, but mfkit did not write it: it does not say what it holds")
+    document = {"kind": texts["kind"]} | {
+        name: parse_json(texts.get(name, "null"), f"{path}: its {name}") for name in ("format", "config", "provenance")
+    }
+    return parse_description(path, document, path, folder=False, header=header)
+
+
+@dataclass(frozen=True)
+class _Description:
+    kind: str
+    config: dict[str, Any]
+    provenance: Provenance
+
+
+def parse_description(
+    path: Path, document: Any, source: object, *, folder: bool | None = None, content_digest: str | None = None,
+    header: Header | None = None,
+) -> Artifact:  # fmt: skip
+    """The artifact that a description stands for.
+
+    :param folder: whether it was found in a folder: shards and images are folders, networks and checkpoints files.
+    :raises InputError: it is of another format, or lacks what descriptions hold.
+    """
+    document = parse(dict, document, source)
+    if document.get("format") != FORMAT:
+        raise InputError(
+            f"{source} was written by another version of mfkit (format {document.get('format', 1)}; this one has "
+            f"{FORMAT}): make it again"
+        )
+    names = _Description.__dataclass_fields__
+    found = parse(_Description, {name: document[name] for name in names if name in document}, source)
+    if folder is not None and (found.kind in FOLDER_KINDS) is not folder:
+        raise InputError(f"{path} is damaged: a {'folder' if folder else 'file'} of kind {found.kind}")
+    return Artifact(path, found.kind, found.config, found.provenance, content_digest, header=header)
+
+
+def describe(kind: str, config: Mapping[str, Any], provenance: Provenance) -> dict[str, Any]:
+    """The description of an artifact, as JSON."""
+    return {"format": FORMAT, "kind": kind, "config": dict(config), "provenance": asdict(provenance)}
+
+
+def metadata(kind: str, config: Mapping[str, Any], provenance: Provenance) -> dict[str, str]:
+    """The same as the texts of a safetensors file."""
+    description = describe(kind, config, provenance)
+    texts = {name: value if name == "kind" else json.dumps(value) for name, value in description.items()}
+    return {"format": "pt"} | {_PREFIX + name: text for name, text in texts.items()}
+
+
 def index_digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of what an index says beside its own digest."""
-    said = {name: value for name, value in document.items() if name != "digest"}
-    return digest(json.dumps(said, sort_keys=True).encode())
-
-
-def index_is_intact(folder: Path) -> bool:
-    """Whether the index of a folder says what was written."""
-    document = fields(read_json(folder / INDEX_NAME), folder / INDEX_NAME)
-    return document.get("digest") == index_digest(document)
-
-
-def metadata(kind: str, config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    """The text entries of a safetensors file that describes itself."""
-    return {
-        "format": "pt",
-        _PREFIX + "kind": kind,
-        _PREFIX + "config": json.dumps(config),
-        _PREFIX + "provenance": json.dumps(record),
-    }
+    content = {name: value for name, value in document.items() if name != "digest"}
+    return digest(json.dumps(content, sort_keys=True).encode())
 
 
 def digest(data: bytes) -> str:
@@ -199,41 +264,3 @@ def digest(data: bytes) -> str:
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _from_folder(path: Path) -> Artifact:
-    if diffusers_folder.class_name(path) == diffusers_folder.VAE:
-        config, _ = diffusers_folder.open_folder(path, diffusers_folder.VAE)
-        return Artifact(path, "vae", config, {}, content_digest=diffusers_folder.digest(path))
-    index = path / INDEX_NAME
-    if not index.exists():
-        raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
-    return _of_form(described(path, read_json(index), index), folder=True)
-
-
-def _from_header(path: Path) -> Artifact:
-    entries = safetensors_header(path).get("__metadata__", {})
-    if _PREFIX + "kind" not in entries:
-        raise InputError(f"{path} is a safetensors file, but mfkit did not write it: it does not say what it holds")
-    document = {"kind": entries[_PREFIX + "kind"]} | {
-        name: parse_json(entries.get(_PREFIX + name, ""), f"{path}: its {name}") for name in ("config", "provenance")
-    }
-    return _of_form(described(path, document, path), folder=False)
-
-
-def _of_form(artifact: Artifact, *, folder: bool) -> Artifact:
-    """Shards and images are folders, networks and checkpoints are files."""
-    if (artifact.kind in FOLDER_KINDS) is not folder:
-        raise InputError(f"{artifact.path} is damaged: a {'folder' if folder else 'file'} of kind {artifact.kind}")
-    return artifact
-
-
-def described(path: Path, document: Any, source: object, content_digest: str | None = None) -> Artifact:
-    """The artifact that a description stands for, once it is known to be one.
-
-    :raises InputError: it lacks what files of its kind hold.
-    """
-    found = fields(document, source, kind=str, config=dict, provenance=dict)
-    check_config(found["kind"], found["config"], source)
-    check_provenance(found["provenance"], source)
-    return Artifact(path, found["kind"], found["config"], found["provenance"], content_digest=content_digest)

@@ -3,6 +3,8 @@
 import fcntl
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turns what the operating system refuses in the block into the one-line error for ``path``."""
     try:
         yield
@@ -26,7 +28,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path``; it takes the final name when the block ends well and is removed otherwise.
 
     What a process that was killed left under the temporary name is replaced by the next one that writes ``path``.
@@ -35,10 +37,10 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with writing(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            partial.chmod(0o666 & ~_UMASK)  # safetensors makes its files unreadable for others
+            partial.chmod(0o666 & ~_UMASK)
             if sync:
                 _sync(partial)
             partial.replace(path)
@@ -52,7 +54,7 @@ def sync_files(files: Iterable[Path]) -> None:
     """Waits until these files, written without it, are on the disk under their names."""
     folders = set()
     for file in files:
-        with writing(file):
+        with write_errors(file):
             _sync(file)
         folders.add(file.parent)
     for folder in folders:
@@ -68,12 +70,12 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text)
 
 
 @contextmanager
-def claimed(path: Path, *, overwrite: bool, suffix: str = "", inputs: Iterable[Path] = ()) -> Iterator[None]:
+def exclusive_output(path: Path, *, overwrite: bool, suffix: str = "", inputs: Iterable[Path] = ()) -> Iterator[None]:
     """Makes a file the output of this command alone, while the block lasts; the main process sees to it.
 
     A file that exists is refused unless ``overwrite``; the old one stays until the new one is whole.
@@ -87,25 +89,32 @@ def claimed(path: Path, *, overwrite: bool, suffix: str = "", inputs: Iterable[P
         raise UsageError(f"{path}: the output's name must end in {suffix}")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file")
-    with sole_writer(path):
+    with writer_lock(path):
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; give --overwrite to replace it, or another name with -o")
+            raise OutputError(f"{path} exists; pass --overwrite to replace it, or another name with -o")
         if path.resolve() in {item.resolve() for item in inputs}:
-            raise OutputError(f"{path} is an input of this command; give another name with -o")
+            raise OutputError(f"{path} is an input of this command; pass another name with -o")
         yield
 
 
+def output_is_complete() -> None:
+    """From now on the command ends by itself: a signal to stop would report as interrupted what is complete."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
+def writer_lock(path: Path) -> Iterator[None]:
     """Refuses an output that another command is writing. The lock is the system's: it ends with its process.
 
     :raises OutputError: another one is writing it.
     """
-    place = path.resolve()  # whatever links lead there
-    lock = place.parent / f".{place.name}.lock"
-    with writing(path):
+    target = path.resolve()  # whatever links lead there
+    lock = target.parent / f".{target.name}.lock"
+    with write_errors(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(lock, path)
+        descriptor = _lock(lock, path)
     try:
         yield
     finally:
@@ -113,16 +122,16 @@ def sole_writer(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(lock: Path, path: Path) -> int:
+def _lock(lock: Path, path: Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise OutputError(f"another command is writing {path}; wait, or give another name with -o") from error
+            raise OutputError(f"another command is writing {path}; wait, or pass another name with -o") from error
         except OSError:
-            logger.warning("%s lies where files cannot be locked: see that one command writes it at a time", path)
+            logger.warning("%s is on a file system without locks: run one command at a time that writes it", path)
         try:
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor

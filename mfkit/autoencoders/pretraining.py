@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mfkit.autoencoders.rae import encode_patches
+from mfkit.autoencoders.timm_encoder import TIMM
 
 
 class MaskedPretraining(nn.Module):
@@ -22,14 +22,14 @@ class MaskedPretraining(nn.Module):
         self.classes = nn.Linear(channels, classes) if classes else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, S, S), normalised, partly hidden: predictions of the images, and of the classes (B, classes)."""
-        tokens = encode_patches(self.encoder, images)  # (B, C, H, W)
+        """(B, 3, S, S), normalised, partly masked: predictions of the images, and of the classes (B, classes)."""
+        tokens = TIMM.patch_tokens(self.encoder, images)  # (B, C, H, W)
         pixels = self.pixels(tokens.movedim(1, -1)).movedim(-1, 1)
         return F.pixel_shuffle(pixels, self.patch), self.classes(tokens.mean((2, 3))) if self.classes else None
 
 
-def hide_patches(images: Tensor, hidden: Tensor) -> Tensor:
-    """Images (B, 3, S, S) with the patches where ``hidden`` (B, H, W) is true set to 0, the mean of normalised ones."""
-    patch = images.shape[-1] // hidden.shape[-1]
-    mask = hidden.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+def mask_patches(images: Tensor, masked: Tensor) -> Tensor:
+    """Images (B, 3, S, S) with the patches where ``masked`` (B, H, W) is true set to 0, the mean of normalised ones."""
+    patch = images.shape[-1] // masked.shape[-1]
+    mask = masked.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
     return images.masked_fill(mask[:, None], 0.0)

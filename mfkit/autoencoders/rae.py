@@ -1,28 +1,34 @@
-"""The representation autoencoder (RAE, arXiv 2510.11690): a frozen timm ViT, a ViT decoder, standardised latents."""
+"""The representation autoencoder (RAE, arXiv 2510.11690): a frozen ViT, a ViT decoder, standardised latents."""
 
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-import timm
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
-from torch import Tensor, nn
+from torch import Tensor
 
-from mfkit.errors import InputError
-from mfkit.models.layers import check_sizes
+from mfkit.artifacts.artifact import Artifact, Provenance, open_artifact
+from mfkit.artifacts.json_files import parse
+from mfkit.artifacts.network_weights import build_for, load_weights, save_network, shapes_of
+from mfkit.artifacts.safetensors_files import read_tensors
+from mfkit.autoencoders.autoencoder import Autoencoder, AutoencoderFile
+from mfkit.autoencoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from mfkit.autoencoders.encoders import DEFAULT, LIBRARIES
+from mfkit.autoencoders.rae_decoder import DecoderConfig, RAELatentDecoder, decode_patches, new_decoder
+from mfkit.config.presets import PresetName
+from mfkit.errors import UsageError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 VARIANCE_FLOOR = 1e-5
-_NORM_EPS = 1e-6
-"""Of the last norm, where an encoder has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAEConfig:
-    """What it takes to build an RAE. ``encoder`` are the arguments of ``timm.create_model`` besides the name."""
+class RAEConfig(DecoderConfig):
+    """What it takes to build an RAE. ``encoder`` are the arguments of the library's constructor besides the name."""
 
+    encoder_library: str = DEFAULT
     encoder_name: str
     encoder: dict[str, Any] = field(default_factory=dict)
     encoder_size: int
@@ -30,26 +36,15 @@ class RAEConfig:
     encoder_mean: tuple[float, float, float] = IMAGENET_MEAN
     encoder_std: tuple[float, float, float] = IMAGENET_STD
     """Mean and std of the encoder's input, per colour; the decoder's output is un-normalised with the same."""
-    image_size: int
-    channels: int
-    side: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
-    decoder_hidden: int
-    decoder_positions: bool = False
-    """The decoder's positions are with its weights, since diffusers makes others for its grid."""
 
     def __post_init__(self) -> None:
-        depth = max(self.decoder_depth, self.encoder.get("depth", 0))
-        check_sizes(depth=depth, side=self.side, width=max(self.channels, self.decoder_width))
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return (self.channels, self.side, self.side)
+        super().__post_init__()
+        if self.encoder_library not in LIBRARIES:
+            raise ValueError(f"an encoder of the library {self.encoder_library}")
+        LIBRARIES[self.encoder_library].check(self.encoder_name, self.encoder)
 
 
-class RAE(nn.Module):
+class RAE(Autoencoder):
     """Frozen encoder, decoder, and the latents' mean and variance over the training images."""
 
     latent_mean: Tensor
@@ -60,12 +55,9 @@ class RAE(nn.Module):
     def __init__(self, config: RAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = timm.create_model(
-            config.encoder_name, pretrained=False, num_classes=0, img_size=config.encoder_size, **config.encoder
-        ).requires_grad_(False)
-        patches: Any = self.encoder.patch_embed
-        if patches.grid_size != (config.side, config.side):
-            raise ValueError(f"an encoder of {patches.grid_size} patches for latents of side {config.side}")
+        self._library = LIBRARIES[config.encoder_library]
+        self.encoder = self._library.build(config.encoder_name, config.encoder, config.encoder_size)
+        self.encoder.requires_grad_(False)
         self.decoder = new_decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
         self.register_buffer("latent_var", torch.ones(config.latent_shape))
@@ -88,7 +80,11 @@ class RAE(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to the encoder's patch tokens (B, C, H, W), not standardised."""
-        return encode_patches(self.encoder, self.encoder_input(images))
+        return self.patch_tokens(self.encoder_input(images))
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """The same of images that are resized and normalised for the encoder."""
+        return self._library.patch_tokens(self.encoder, images)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -114,40 +110,103 @@ class RAE(nn.Module):
         return (images - self.encoder_mean) / self.encoder_std
 
 
-def new_decoder(config: RAEConfig) -> RAEDecoder:
-    """A decoder with fresh weights."""
-    decoder = RAEDecoder(
-        hidden_size=config.channels,
-        decoder_hidden_size=config.decoder_width,
-        decoder_num_hidden_layers=config.decoder_depth,
-        decoder_num_attention_heads=config.decoder_heads,
-        decoder_intermediate_size=config.decoder_hidden,
-        num_patches=config.side**2,
-        patch_size=config.image_size // config.side,
-        image_size=config.image_size,
-    )
-    if config.decoder_positions:  # diffusers spaces them so that a side is 16; released decoders hold theirs, 1 apart
-        decoder.register_buffer("decoder_pos_embed", decoder.get_buffer("decoder_pos_embed"))
-    return decoder
+def assemble(
+    encoder: Encoder, decoder: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, file: Path | None = None
+) -> RAE:
+    """An RAE of this encoder, and a decoder that is fresh or has these weights.
 
-
-def decode_patches(decoder: RAEDecoder, features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Patch tokens (B, C, H, W), not standardised, to images (B, 3, S, S), not clamped to [0, 1].
-
-    :param mean: (3, 1, 1), that of the encoder's input; likewise ``std``.
+    :param decoder: the fields of an :class:`RAEConfig` beside the encoder's.
+    :param tensors: of the decoder; ``file``: where they are from.
     """
-    patches = decoder(features.flatten(2).transpose(1, 2)).logits
-    return decoder.unpatchify(patches) * std + mean
+    fields = {
+        "encoder_library": encoder.library.name, "encoder_name": encoder.name, "encoder": encoder.arguments,
+        "encoder_size": encoder.size, "encoder_mean": list(encoder.mean), "encoder_std": list(encoder.std), **decoder,
+    }  # fmt: skip
+    config = parse(RAEConfig, fields, file or encoder.name)
+    if tensors is not None:
+        build_for(lambda: new_decoder(config), shapes_of(tensors), file)
+    rae = RAE(config)
+    rae.encoder.load_state_dict(encoder.network.state_dict())
+    if tensors is not None:
+        load_weights(rae.decoder, tensors, file)
+    return rae
 
 
-def encode_patches(encoder: Any, images: Tensor) -> Tensor:
-    """The last block's patch tokens (B, C, H, W) after a layer norm WITHOUT affine weights; no prefix tokens."""
-    (tokens,) = encoder.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")
-    # Some ViTs normalise after pooling only.
-    norms = [getattr(encoder, name, None) for name in ("norm", "fc_norm")]
-    eps: float = next((value for norm in norms if (value := getattr(norm, "eps", None))), _NORM_EPS)
-    tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
-    side = round(tokens.shape[1] ** 0.5)
-    if side * side != tokens.shape[1]:
-        raise InputError(f"the encoder gives {tokens.shape[1]} patch tokens, which is no square grid")
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
+@dataclass(frozen=True, kw_only=True)
+class RAEDescription:
+    """What an RAE's file says beside its weights."""
+
+    network: RAEConfig
+    class_names: list[str] = field(default_factory=list)
+    preset: PresetName | None = None
+
+
+class RAEFile(AutoencoderFile):
+    """An opened file of an RAE."""
+
+    kind: ClassVar[str] = "rae"
+
+    def __init__(self, artifact: Artifact, description: RAEDescription) -> None:
+        self.artifact, self.network_config, self.preset = artifact, description.network, description.preset
+        self.image_size = description.network.image_size
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return path.suffix == ".safetensors"
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        artifact = open_artifact(path, kinds=(cls.kind,))
+        return cls(artifact, parse(RAEDescription, artifact.config, path))
+
+    def decodes(self, latent_shape: tuple[int, ...]) -> str:
+        own = self.network_config.latent_shape
+        return "" if own == tuple(latent_shape) else " x ".join(map(str, own))
+
+    @cached_property
+    def network(self) -> RAE:
+        """The network with its weights, read once."""
+        assert self.artifact.header is not None
+        network = build_for(lambda: RAE(self.network_config), self.artifact.header.shapes, self.path)
+        load_weights(network, read_tensors(self.path), self.path)
+        return network.eval()
+
+    def load(self, *, latent_shape: tuple[int, ...] | None = None, image_size: int | None = None) -> RAE:
+        return self.network
+
+    def outline(self, latent_shape: tuple[int, ...]) -> RAE:
+        with torch.device("meta"):
+            return RAE(self.network_config)
+
+    def pipeline_decoder(self, network: Autoencoder) -> RAELatentDecoder:
+        assert isinstance(network, RAE)
+        config = network.config
+        decoder = RAELatentDecoder(**{name: getattr(config, name) for name in DecoderConfig.__dataclass_fields__})
+        decoder.decoder.load_state_dict(network.decoder.state_dict())
+        decoder.latent_mean.copy_(network.latent_mean)
+        decoder.latent_scale.copy_(network.latent_scale)
+        decoder.pixel_mean.copy_(network.encoder_mean)
+        decoder.pixel_std.copy_(network.encoder_std)
+        return decoder
+
+    def encoder(self, size: int) -> Encoder:
+        """Its encoder alone, to train another decoder for."""
+        config = self.network_config
+        if config.encoder_size != size:
+            raise UsageError(f"the encoder of {self.path} takes {config.encoder_size} pixels; pass --encoder-size")
+        return Encoder(
+            LIBRARIES[config.encoder_library], config.encoder_name, config.encoder, size, self.network.encoder,
+            config.encoder_mean, config.encoder_std, self.artifact,
+        )  # fmt: skip
+
+
+def open_rae(path: Path) -> RAEFile:
+    return RAEFile.open(path)
+
+
+def save_rae(path: Path, rae: RAE, config: dict[str, Any], provenance: Provenance) -> None:
+    """Writes an RAE. All processes call it; the main one writes.
+
+    :param config: the entries of :class:`RAEDescription` beside ``network``.
+    """
+    save_network(path, rae, RAEFile.kind, asdict(rae.config), config, provenance)

@@ -1,14 +1,57 @@
-"""Diffusers' ``AutoencoderKL`` with the interface of an RAE, for latents of a VAE such as Stable Diffusion's."""
+"""diffusers' ``AutoencoderKL`` as an autoencoder, for latents of a VAE such as Stable Diffusion's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
-from mfkit.errors import InputError
+from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.json_files import parse
+from mfkit.artifacts.network_weights import build_for, load_weights
+from mfkit.artifacts.safetensors_files import read_header, read_tensors
+from mfkit.autoencoders.autoencoder import Autoencoder, AutoencoderFile
+from mfkit.errors import InputError, decoding_errors
+from mfkit.formats import diffusers_folder
+from mfkit.formats.hub import HUB, resolve
+
+_CLASS = "AutoencoderKL"
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Names of an attention's layers in VAEs that early versions of diffusers saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusersConfig:
+    """The arguments of ``AutoencoderKL`` that a file may set, with diffusers' defaults."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: list[str]
+    up_block_types: list[str]
+    block_out_channels: list[int]
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = [*self.block_out_channels, self.latent_channels, self.norm_num_groups, self.in_channels]
+        if not 1 <= self.layers_per_block <= 100 or not 1 <= len(self.block_out_channels) <= 20 or min(sizes) < 1:
+            raise ValueError(f"a VAE of {self.layers_per_block} layers per block, of widths {self.block_out_channels}")
+        if self.scaling_factor <= 0:
+            raise ValueError("a VAE without a scaling factor")
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller a latent is than its image, on a side."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,39 +67,15 @@ class VAEConfig:
         return (self.channels, self.side, self.side)
 
 
-_SIZES = (
-    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
-    "act_fn", "latent_channels", "norm_num_groups", "scaling_factor", "shift_factor", "use_quant_conv",
-    "use_post_quant_conv", "mid_block_add_attention",
-)  # fmt: skip
-_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names of an attention's layers in VAEs that early versions of diffusers saved."""
-
-
-def build_vae(config: Mapping[str, Any]) -> AutoencoderKL:
-    """The network that a config describes, with fresh weights; nothing else that diffusers may read in one counts."""
-    return AutoencoderKL(**{name: config[name] for name in _SIZES if name in config})
-
-
-def current_name(name: str) -> str:
-    """The name that diffusers has now for a tensor of a VAE."""
-    for old, new in _OLD_NAMES.items():
-        name = name.replace(old, new) if ".attentions." in name else name
-    return name
-
-
-class VAE(nn.Module):
+class VAE(Autoencoder):
     """Frozen. Latents are the posterior's mean, shifted and scaled as the VAE's own config says."""
 
-    def __init__(self, network: Any, *, image_size: int | None = None, side: int | None = None) -> None:
-        """:param network: an ``AutoencoderKL``. :param image_size: side of the images; or ``side``, of the latents."""
+    def __init__(self, network: Any, *, image_size: int) -> None:
+        """:param network: an ``AutoencoderKL``."""
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        if not network.config.scaling_factor:
-            raise ValueError("a VAE without a scaling factor")
         factor = 2 ** (len(network.config.block_out_channels) - 1)
-        image_size = image_size or factor * (side or 0)
-        if not image_size or image_size % factor:
+        if image_size % factor:
             raise InputError(f"the VAE shrinks images {factor} times, which does not divide {image_size} pixels")
         self.config = VAEConfig(
             image_size=image_size, channels=network.config.latent_channels, side=image_size // factor
@@ -81,3 +100,66 @@ class VAE(nn.Module):
     @property
     def _shift(self) -> float:
         return self.network.config.shift_factor or 0.0
+
+
+class VAEFile(AutoencoderFile):
+    """An opened folder of a VAE that diffusers saved."""
+
+    kind: ClassVar[str] = "vae"
+
+    def __init__(self, artifact: Artifact, config: DiffusersConfig, weights: Path) -> None:
+        self.artifact, self._config, self._weights = artifact, config, weights
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return path.is_dir() and diffusers_folder.class_name(path) == _CLASS
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        document, weights = diffusers_folder.open_folder(path, _CLASS)
+        known = {name: value for name, value in document.items() if name in DiffusersConfig.__dataclass_fields__}
+        config = parse(DiffusersConfig, known, path)
+        digest = diffusers_folder.folder_digest(path)
+        return cls(Artifact(path, cls.kind, document, content_digest=digest), config, weights)
+
+    @classmethod
+    def open_source(cls, source: str) -> Self:
+        """The folder it was saved to, or a repository of the hub by its name (``owner/repo``)."""
+        if not Path(source).exists() and not source.startswith(HUB):
+            if Path(source).is_absolute() or source.count("/") != 1:
+                raise InputError(f"--vae {source}: neither a folder nor the name of a repository (owner/repo)")
+            source = HUB + source
+        path = resolve(source, folder=True)
+        if not path.is_dir():
+            raise InputError(f"{path} is a file; --vae takes the folder that diffusers saved an {_CLASS} to")
+        return cls.open(path)
+
+    def decodes(self, latent_shape: tuple[int, ...]) -> str:
+        channels = self._config.latent_channels
+        return "" if channels == latent_shape[0] else f"{channels} channels"
+
+    def load(self, *, latent_shape: tuple[int, ...] | None = None, image_size: int | None = None) -> VAE:
+        tensors = {_current_name(name): value for name, value in read_tensors(self._weights).items()}
+        held = {_current_name(name): shape for name, shape in read_header(self._weights).shapes.items()}
+        network = build_for(lambda: AutoencoderKL(**vars(self._config)), held, self._weights)
+        load_weights(network, tensors, self._weights)
+        return VAE(network, image_size=image_size or self._image_size(latent_shape))
+
+    def outline(self, latent_shape: tuple[int, ...]) -> VAE:
+        with decoding_errors(self.path), torch.device("meta"):
+            return VAE(AutoencoderKL(**vars(self._config)), image_size=self._image_size(latent_shape))
+
+    def pipeline_decoder(self, network: Autoencoder) -> Any:
+        assert isinstance(network, VAE)
+        return network.network
+
+    def _image_size(self, latent_shape: tuple[int, ...] | None) -> int:
+        assert latent_shape is not None, "a VAE takes many sizes: give that of its latents or of its images"
+        return self._config.factor * latent_shape[-1]
+
+
+def _current_name(name: str) -> str:
+    """The name that diffusers has now for a tensor of a VAE."""
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new) if ".attentions." in name else name
+    return name

@@ -7,43 +7,44 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
-from mfkit.errors import MALFORMED, MfkitError, reason
+from mfkit.errors import MfkitError, OutOfMemoryError, is_out_of_memory, reason
 
 _MAIN_FIRST = 3.0
 """Seconds that other processes keep an error back: if the main one has it too, its launcher ends them meanwhile."""
 
+_MEMORY_OPTIONS = {
+    "micro_batch": "lower --micro-batch",
+    "activation_checkpointing": "pass --activation-checkpointing",
+    "batch_size": "lower --batch-size",
+    "precision": "pass --precision bf16",
+}
+"""What a user can turn when memory runs out, by the option."""
 
-@dataclass(frozen=True)
-class Verbosity:
-    """How much a command says on standard error; by default, little when it is no terminal."""
 
-    quiet: bool = False
-    verbose: bool = False
-    debug: bool = False
-
-    def apply(self) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed as it is, be it text or not
-            sys.stdout.reconfigure(errors="surrogateescape")
-        level = logging.INFO if sys.stderr.isatty() else logging.WARNING
-        if self.verbose:
-            level = logging.DEBUG
-        if self.quiet:
-            level = logging.ERROR
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_Formatter("mfkit: %(message)s"))
-        logging.basicConfig(handlers=[handler], level=logging.WARNING)
-        logging.getLogger("mfkit").setLevel(level)
-        logging.captureWarnings(True)
-        if not self.verbose:
-            warnings.simplefilter("ignore")
-            logging.getLogger().setLevel(logging.ERROR)
-        if self.debug:
-            os.environ["MFKIT_DEBUG"] = "1"
+def set_verbosity(*, quiet: bool, verbose: bool, debug: bool) -> None:
+    """How much a command says on standard error; by default, little where that is no terminal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed as it is, be it text or not
+        sys.stdout.reconfigure(errors="surrogateescape")
+    level = logging.INFO if sys.stderr.isatty() else logging.WARNING
+    if verbose:
+        level = logging.DEBUG
+    if quiet:
+        level = logging.ERROR
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("mfkit: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("mfkit").setLevel(level)
+    logging.captureWarnings(True)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        logging.getLogger().setLevel(logging.ERROR)
+    if debug:
+        os.environ["MFKIT_DEBUG"] = "1"
 
 
 def is_main_process() -> bool:
@@ -51,10 +52,10 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Ends the command's part in a group of processes, if it took one."""
     if "mfkit.runtime.distributed" in sys.modules:
-        sys.modules["mfkit.runtime.distributed"].leave()
+        sys.modules["mfkit.runtime.distributed"].shutdown()
 
 
 class _Signalled(BaseException):
@@ -65,21 +66,18 @@ class _Signalled(BaseException):
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns errors that a user can mend into one line and an exit code; ``--debug`` shows the traceback too.
+def one_line_errors(options: Collection[str]) -> Iterator[None]:
+    """Turns errors that a user can mend into one line and an exit code; a bug of mfkit keeps its traceback.
 
-    So does a signal that asks to stop, but for training, which saves first; a second one ends the process at once.
+    A signal that asks to stop becomes a line too, but for training, which saves first; a second one ends the process.
+
+    :param options: names of the command's options, for the way out of too little memory.
     """
     try:
         with _stopped_by_signals():
             yield
     except MfkitError as error:
-        if not is_main_process():
-            with suppress(KeyboardInterrupt):
-                time.sleep(_MAIN_FIRST)
-            if error.everywhere:
-                sys.exit(error.exit_code)
-        _exit(str(error), error.exit_code)
+        _exit_by(error)
     except (_Signalled, KeyboardInterrupt) as error:
         number = error.number if isinstance(error, _Signalled) else signal.SIGINT
         name = signal.Signals(number).name
@@ -88,12 +86,16 @@ def one_line_errors() -> Iterator[None]:
         # Python would try to flush standard output once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        _exit(f"{error.filename or 'output'}: {error.strerror}", 4)
-    except MALFORMED as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            _exit_by(OutOfMemoryError(_memory_message(error, options)))
+        if isinstance(error, OSError):
+            _exit(f"{error.filename or 'output'}: {error.strerror}", 4)
         if _is_of_a_lost_process(error):
             _exit("another process of this run has ended; its error is the one to mend", 1)
-        _exit(f"{type(error).__name__}, which mfkit did not foresee: {reason(error)}; --debug shows where", 1)
+        if not os.environ.get("MFKIT_DEBUG"):
+            traceback.print_exc()
+        _exit(f"unexpected error, please report it with the lines above: {type(error).__name__}: {reason(error)}", 1)
 
 
 @contextmanager
@@ -111,7 +113,14 @@ def _stopped_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as it is once the output is complete
+                signal.signal(number, handler)
+
+
+def _memory_message(error: BaseException, options: Collection[str]) -> str:
+    ways = [way for option, way in _MEMORY_OPTIONS.items() if option in options]
+    resumed = "; a checkpoint resumes with another --micro-batch" if "micro_batch" in options else ""
+    return f"out of memory: {', or '.join(ways) or 'this machine is too small for it'}{resumed} ({reason(error)})"
 
 
 def _is_of_a_lost_process(error: BaseException) -> bool:
@@ -124,10 +133,17 @@ def _is_of_a_lost_process(error: BaseException) -> bool:
     )
 
 
+def _exit_by(error: MfkitError) -> None:
+    if not is_main_process():
+        with suppress(KeyboardInterrupt):
+            time.sleep(_MAIN_FIRST)
+        if error.in_all_processes:
+            sys.exit(error.exit_code)
+    _exit(str(error), error.exit_code)
+
+
 def _exit(message: str, code: int) -> None:
     if os.environ.get("MFKIT_DEBUG"):
-        import traceback
-
         traceback.print_exc()
     print(f"mfkit: error: {printable(message)}", file=sys.stderr)
     sys.exit(code)

@@ -1,53 +1,42 @@
 """``mfkit distill``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mfkit.commands import options
-from mfkit.config.settings import GeneratorSettings, MeanFlowSettings
+from mfkit.config.settings import GeneratorSettings
+from mfkit.flow.guidance import Guidance
 
 
-def register(app: typer.Typer) -> None:
-    @options.command(
-        app, "distill", MeanFlowSettings, GeneratorSettings,
-        examples="`mfkit distill --teacher teacher.safetensors`, "
-        "`mfkit distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors`",
-    )  # fmt: skip
-    def distill(
-        teacher: options.Teacher,
-        flags: dict[str, Any],
-        init: Annotated[
-            Path | None, typer.Option(help="Student to start from; the teacher by default.", metavar="FILE")
-        ] = None,
-        latents: options.Latents = None,
-        output: options.Output = None,
-        preset: options.Preset = None,
-        overwrite: options.Overwrite = False,
-        restart: options.Restart = False,
-        on_bad: options.BadInput = "error",
-        dry_run: options.DryRun = False,
-        log_with: options.LogWith = None,
-    ) -> str:
-        """Teacher → a student of its average velocity (mean-flow distillation).
+@options.command(
+    "Train", Guidance, GeneratorSettings, stage="distill",
+    examples="""
+    mfkit distill --teacher teacher.safetensors --init cmt.safetensors
+    mfkit distill --teacher teacher.safetensors -o mfd.safetensors
+    """,
+)  # fmt: skip
+def distill(
+    teacher: options.Teacher,
+    run: options.Run,
+    flags: options.Flags,
+    init: Annotated[
+        Path | None, typer.Option(help="Student to start from.  [default: the teacher]", metavar="FILE")
+    ] = None,
+    latents: options.Latents = None,
+    output: options.Output = None,
+) -> str:
+    """Distill the teacher into a few-step student.
 
-        It trains on the latents that the teacher was trained on. Without -o it is written beside the teacher, as
-        mfd.safetensors.
-        """
-        from mfkit.artifacts.artifact import open_artifact
-        from mfkit.commands.common import execution, inherited_preset
-        from mfkit.config import presets
-        from mfkit.data.latents import follow, open_latents
-        from mfkit.training.meanflow import plan_distill
+    The student learns the average velocity, on the latents that the teacher was trained on. Without -o it is
+    written beside the teacher, as mfd.safetensors.
+    """
+    from mfkit.commands.training import latents_of, train_student
+    from mfkit.models.files import open_generator
 
-        artifact = open_artifact(teacher, kinds=("teacher",))
-        start = open_artifact(init, kinds=("student", "teacher")) if init else artifact
-        location = follow(latents, artifact, "latents", "--latents")
-        rows = open_latents(location, classes=artifact.config["network"]["classes"], on_bad=on_bad)
-        preset = inherited_preset(preset, artifact)
-        settings = presets.resolve(GeneratorSettings, "distill", preset, flags)
-        flow = presets.resolve(MeanFlowSettings, "distill", preset, flags)
-        plan = plan_distill(rows, artifact, start, preset, settings, flow)
-        output = output or teacher.with_name("mfd.safetensors")
-        return plan.execute(execution(output, overwrite, restart, dry_run, log_with))
+    opened = open_generator(teacher, "teacher")
+    start = open_generator(init) if init else opened
+    data = latents_of(opened, latents, run)
+    output = output or teacher.with_name("mfd.safetensors")
+    return train_student("distill", start, data, output, run, flags, teacher=opened)

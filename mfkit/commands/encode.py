@@ -1,70 +1,67 @@
 """``mfkit encode``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mfkit.commands import options
-from mfkit.config.settings import AutoencoderSettings, EncodeSettings
+from mfkit.config.settings import EncodeSettings
 
 
-def register(app: typer.Typer) -> None:
-    @options.command(
-        app, "encode", EncodeSettings,
-        examples="`mfkit encode digits:train --rae rae.safetensors -o latents/`, "
-        "`mfkit encode 'train-{000..099}.tar' --rae rae.safetensors -o latents/ --mirror --workers 16`, "
-        "`mfkit encode train/ --vae stabilityai/sd-vae-ft-mse --preset imagenet256 -o latents/`, "
-        "`mfkit encode digits:train --rae rae.safetensors -o - | "
-        "mfkit train-teacher - -o teacher.safetensors --steps 20`",
+@options.command(
+    "Prepare", EncodeSettings,
+    examples="""
+    mfkit encode digits:train --rae rae.safetensors -o latents/
+    mfkit encode 'train-{000..099}.tar' --rae rae.safetensors -o latents/ --mirror
+    mfkit encode train/ --vae stabilityai/sd-vae-ft-mse --preset imagenet256 -o l/
+    mfkit encode digits --rae rae.safetensors -o - |
+        mfkit train-teacher - -o teacher.safetensors
+    """,
+)  # fmt: skip
+def encode(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
+    output: options.OutputFolderOrStream,
+    flags: options.Flags,
+    rae: Annotated[Path | None, typer.Option(help="File or folder of the autoencoder.", metavar="FILE|DIR")] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            help="Or a diffusers AutoencoderKL on the hub: owner/repo, or hf://owner/repo/folder.",
+            metavar="NAME|DIR",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images for a VAE.  [default: the preset's]", min=8, metavar="PX"),
+    ] = None,
+    preset: options.Preset = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Encode the mirror image of each image too.")] = False,
+    workers: options.Workers = 4,
+    overwrite: options.Overwrite = False,
+    on_error: options.OnErrorOption = "raise",
+) -> str | None:
+    """Encode images into latents, once.
+
+    Training reads the latents ever after instead of the images.
+    """
+    from mfkit.autoencoders.files import open_autoencoder
+    from mfkit.autoencoders.vae import VAEFile
+    from mfkit.config.presets import resolve
+    from mfkit.config.settings import AutoencoderSettings
+    from mfkit.errors import UsageError
+    from mfkit.inference.encode import Encoding
+    from mfkit.inference.output import write_shards_or_stream
+
+    if (rae is None) == (vae is None):
+        raise UsageError("pass --rae or --vae")
+    autoencoder = open_autoencoder(rae) if rae else VAEFile.open_source(str(vae))
+    if image_size and autoencoder.image_size:
+        raise UsageError(f"--image-size is for a VAE; {autoencoder.path} takes images of {autoencoder.image_size}")
+    preset = options.preset_or(preset, autoencoder.preset, autoencoder.path)
+    size = autoencoder.image_size or image_size or resolve(AutoencoderSettings, "train-rae", preset).image_size
+    job = Encoding(
+        images, autoencoder, size, preset, resolve(EncodeSettings, "encode", preset, flags),
+        mirror=mirror, workers=workers, on_error=on_error,
     )  # fmt: skip
-    def encode(
-        images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
-        output: options.OutputFolderOrStream,
-        flags: dict[str, Any],
-        rae: Annotated[Path | None, typer.Option(help="RAE whose encoder is used.", metavar="FILE")] = None,
-        vae: Annotated[
-            str | None,
-            typer.Option(
-                help="Or a diffusers AutoencoderKL: its folder, or its repository on the hub, owner/repo or "
-                "hf://owner/repo/folder.",
-                metavar="NAME|DIR",
-            ),
-        ] = None,
-        image_size: Annotated[
-            int | None,
-            typer.Option(help="Side of the images for a VAE; by default the preset's.", min=8, metavar="PX"),
-        ] = None,
-        preset: options.Preset = None,
-        mirror: Annotated[bool, typer.Option("--mirror", help="Encode the mirror image of each image too.")] = False,
-        workers: options.Workers = 4,
-        overwrite: options.Overwrite = False,
-        on_bad: options.BadInput = "error",
-    ) -> str | None:
-        """Images → shards of standardised latents, read ever after instead of the images."""
-        from mfkit.artifacts.artifact import open_artifact
-        from mfkit.commands.common import inherited_preset
-        from mfkit.config import presets
-        from mfkit.errors import UsageError
-        from mfkit.inference.encode import encode, open_vae
-
-        if (rae is None) == (vae is None):
-            raise UsageError("give --rae or --vae")
-        if rae and image_size:
-            raise UsageError("--image-size is for a VAE; an RAE knows the size of its images")
-        autoencoder = open_artifact(rae, kinds=("rae",)) if rae else open_vae(str(vae))
-        preset = inherited_preset(preset, autoencoder)
-        settings = presets.resolve(EncodeSettings, "encode", preset, flags)
-        size = image_size or presets.resolve(AutoencoderSettings, "train-rae", preset, {}).image_size
-        return encode(
-            images,
-            autoencoder,
-            size,
-            output,
-            preset,
-            settings,
-            mirror=mirror,
-            workers=workers,
-            overwrite=overwrite,
-            on_bad=on_bad,
-        )
+    return write_shards_or_stream(job, output, overwrite=overwrite)

@@ -1,18 +1,34 @@
-"""The options that several commands share, in one table, and what turns settings into flags.
+"""From the signature of a function to a subcommand: options that several share, settings as options, plain help.
 
 Only the standard library and typer are imported here, so that help answers at once.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import Field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from mfkit.commands.console import Verbosity, is_main_process, leave, one_line_errors
-from mfkit.config.settings import ModelName, OnBad, PresetName, Settings
+from mfkit.commands.console import is_main_process, leave_process_group, one_line_errors, set_verbosity
+from mfkit.config.presets import PRESETS, PresetName
+from mfkit.config.settings import OnError
+from mfkit.errors import UsageError
+from mfkit.flow.objectives import Objective, Stage, objectives_of
+from mfkit.setting import Settings, settings_of
+
+if TYPE_CHECKING:
+    from mfkit.training.task import RunOptions
+
+Group = Literal["Prepare", "Train", "Sample and evaluate", "Cost", "Weights", "Inspect"]
+"""Under which the list of commands shows one."""
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+Flags = Mapping[str, Any]
+"""The settings that the user gave, by name."""
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
 RequiredOutput = Annotated[Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")]
@@ -22,12 +38,14 @@ OutputFolderOrStream = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Preset = Annotated[
     PresetName | None,
-    typer.Option(help="Published hyperparameters to start from; by default those that the input was made with."),
+    typer.Option(
+        help="Hyperparameters to start from: "
+        + "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+        + ".  [default: the one that the input was made with]"
+    ),
 ]
-Model = Annotated[ModelName | None, typer.Option(help="Size of the generator; by default that of the preset.")]
-Rae = Annotated[
-    Path | None, typer.Option(help="RAE, or VAE folder, where it is not the recorded one.", metavar="FILE|DIR")
-]
+Model = Annotated[str | None, typer.Option(help="Size of the network.  [default: the preset's]", metavar="SIZE")]
+Rae = Annotated[Path | None, typer.Option(help="RAE, or VAE folder.  [default: the recorded one]", metavar="FILE|DIR")]
 EncoderWeights = Annotated[
     str | None,
     typer.Option(
@@ -36,84 +54,221 @@ EncoderWeights = Annotated[
         metavar="FILE",
     ),
 ]
-Teacher = Annotated[Path, typer.Option(help="Teacher's weights.", metavar="FILE")]
-Latents = Annotated[str | None, typer.Option(help="Latents, where they are not the recorded ones.", metavar="SHARDS")]
+Teacher = Annotated[Path, typer.Option(help="Teacher's file.", metavar="FILE")]
+Latents = Annotated[str | None, typer.Option(help="Latents.  [default: the recorded ones]", metavar="SHARDS")]
 Classes = Annotated[
     int | None, typer.Option(help="Number of classes, for foreign shards that do not say it.", min=1, metavar="N")
 ]
-BadInput = Annotated[
-    OnBad, typer.Option("--on-bad", help="What a sample that cannot be read is; those skipped are counted, at most 1%.")
-]
-Restart = Annotated[bool, typer.Option("--restart", help="Start anew although there is a checkpoint.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, parameters and shapes; train nothing.")]
-LogWith = Annotated[
-    list[str] | None,
-    typer.Option(help="Log to a tracker too: tensorboard or wandb; may be given twice.", metavar="TRACKER"),
+TimeShift = Annotated[float | None, typer.Option(help="Time shift.  [default: sqrt(C H W / 4096)]", min=1, metavar="S")]
+OnErrorOption = Annotated[
+    OnError, typer.Option("--on-error", help="What an unreadable sample does; at most 1% are skipped.")
 ]
 Workers = Annotated[
-    int, typer.Option(help="Threads per process that read and decode ahead; 0 reads as it goes.", min=0, metavar="N")
+    int, typer.Option(help="Threads per process that read and decode ahead; 0 reads in line.", min=0, metavar="N")
 ]
 
-_VERBOSITY: dict[str, Any] = {
-    "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Messages")],
-    "verbose": Annotated[bool, typer.Option("-v", "--verbose", help="Say more.", rich_help_panel="Messages")],
-    "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel="Messages")],
-}
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Options that several commands take together: a parameter of such a type stands for all of its fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages(OptionGroup):
+    """How much a command says."""
+
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Messages")] = False
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.", rich_help_panel="Messages")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel="Messages")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(OptionGroup):
+    """How a training runs."""
+
+    preset: Preset = None
+    overwrite: Overwrite = False
+    restart: Annotated[bool, typer.Option("--restart", help="Start anew although there is a checkpoint.")] = False
+    on_error: OnErrorOption = "raise"
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings and shapes; train nothing.")] = False
+    log_with: Annotated[
+        list[str] | None,
+        typer.Option(help="Log to a tracker of accelerate too, such as tensorboard; repeatable.", metavar="TRACKER"),
+    ] = None
+
+    def options(self, output: Path) -> "RunOptions":
+        from mfkit.training.task import RunOptions
+
+        return RunOptions(
+            output=output, overwrite=self.overwrite, restart=self.restart, dry_run=self.dry_run,
+            trackers=tuple(self.log_with or ()),
+        )  # fmt: skip
+
+
+def preset_or(given: PresetName | None, recorded: PresetName | None, source: object) -> PresetName:
+    """The preset that the user names, else that of the input.
+
+    :raises UsageError: neither names one: a size and a learning rate are not guessed from the look of the data.
+    """
+    if preset := given or recorded:
+        return preset
+    raise UsageError(f"{source} names no preset; pass --preset {'|'.join(PRESETS)}")
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A function of the command line."""
+
+    function: Callable[..., str | None]
+    group: Group
+    settings: tuple[type[Settings], ...]
+    examples: str
+    stage: Stage | None
+
+    @property
+    def summary(self) -> str:
+        return str(inspect.getdoc(self.function)).partition("\n")[0]
+
+    def build(self, name: str) -> typer.core.TyperCommand:
+        """The command that typer makes of it."""
+        function, objectives = self.function, objectives_of(self.stage) if self.stage else {}
+        own = inspect.signature(function, eval_str=True).parameters
+        groups = {item.name: item.annotation for item in own.values() if _is_group(item.annotation)}
+        parameters = [
+            _parameter(item.name, item.annotation, item.default)
+            for item in own.values()
+            if item.name not in {*groups, "flags"}
+        ]
+        for kind in (*groups.values(), Messages):
+            hints = get_type_hints(kind, include_extras=True)
+            parameters += [_parameter(item.name, hints[item.name], item.default) for item in fields(kind)]
+        flags = {"objective": _objective_option(objectives)} if objectives else {}
+        for kind in (*objectives.values(), *self.settings):
+            hints = get_type_hints(kind)
+            for item in settings_of(kind):
+                flags.setdefault(item.name, _setting_option(item, hints[item.name], kind, name))
+        parameters += [_parameter(flag, annotation, None) for flag, annotation in flags.items()]
+
+        def run(**values: Any) -> None:
+            set_verbosity(**{item.name: values.pop(item.name) for item in fields(Messages)})
+            if flags:
+                given = {flag: values.pop(flag) for flag in flags}
+                values["flags"] = {flag: value for flag, value in given.items() if value is not None}
+            for parameter, kind in groups.items():
+                values[parameter] = kind(**{item.name: values.pop(item.name) for item in fields(kind)})
+            with one_line_errors([item.name for item in parameters]):  # inside typer, which has its own way with Ctrl-C
+                result = function(**values)
+                if result is not None and is_main_process():
+                    print(result, flush=True)
+                leave_process_group()
+
+        run.__dict__["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        shelf = [(kind.name, _about(kind, self.stage)) for kind in objectives.values() if self.stage]
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command(
+            name, cls=_command_class(self.examples, shelf), no_args_is_help=True, context_settings=HELP_OPTIONS
+        )(run)
+        built = typer.main.get_command(app)
+        assert isinstance(built, TyperCommand)
+        return built
 
 
 def command(
-    app: typer.Typer, name: str, *settings: type[Settings], examples: str
-) -> Callable[[Callable[..., str | None]], Callable[..., None]]:
-    """Registers a function as a subcommand.
+    group: Group, *settings: type[Settings], examples: str, stage: Stage | None = None
+) -> Callable[[Callable[..., str | None]], Subcommand]:
+    """Makes a subcommand of a function.
 
-    It gets every field of the ``settings`` dataclasses as an option besides its own parameters; those that the user
-    gave arrive in its parameter ``flags``. What it returns is printed on standard output, by the main process.
+    It gets every field of the ``settings`` as an option besides its own parameters, and ``--objective`` with the
+    settings of all objectives of a ``stage``; those that the user gave arrive in its parameter ``flags``. What it
+    returns is printed on standard output, by the main process.
     """
-
-    def register(function: Callable[..., str | None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "flags"]
-        taken = {parameter.name for parameter in own}
-        added = {
-            item.name: _flag(item, kind)
-            for kind in settings
-            for item in kind.__dataclass_fields__.values()
-            if item.metadata and item.name not in taken
-        }
-
-        def run(**values: Any) -> None:
-            Verbosity(**{option: values.pop(option) for option in _VERBOSITY}).apply()
-            flags = {option: value for option in added if (value := values.pop(option)) is not None}
-            with one_line_errors():  # inside typer, which has its own way with Ctrl-C and closed pipes
-                result = function(**values, flags=flags) if added else function(**values)
-                if result is not None and is_main_process():
-                    print(result, flush=True)
-                leave()
-
-        extra = [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for option, annotation in added.items()
-        ] + [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-            for option, annotation in _VERBOSITY.items()
-        ]
-        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        run.__dict__["__signature__"] = inspect.Signature([*keywords, *extra])
-        run.__annotations__ = {p.name: p.annotation for p in [*keywords, *extra]}
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        app.command(name, epilog=f"Examples: {examples}", no_args_is_help=True)(run)
-        return run
-
-    return register
+    return lambda function: Subcommand(function, group, settings, examples, stage)
 
 
-def _flag(item: Field, kind: type[Settings]) -> Any:
-    """A settings field as an optional typer option: None means that the preset decides."""
-    low, high = item.metadata["low"], item.metadata["high"]
-    hint = get_type_hints(kind)[item.name]
+def _is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, OptionGroup)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _objective_option(objectives: Mapping[str, type[Any]]) -> Any:
+    option = typer.Option(help=f"Loss to train by.  [default: {next(iter(objectives))}]")
+    return Annotated[_choices(objectives) | None, option]
+
+
+def _about(kind: type[Objective], stage: Stage) -> str:
+    return f"{kind.summary}; reads {kind.reads}; {kind().forward_passes(stage):g} forward passes a row"
+
+
+def _setting_option(item: Field[Any], hint: Any, kind: type[Settings], command: str) -> Any:
+    """A setting as an optional typer option: None means that the preset decides."""
+    rule = item.metadata
+    low, high = rule["min"], rule["max"]
     if hint is int:
         low, high = (None if bound is None else int(bound) for bound in (low, high))
+    heading = next(
+        str(vars(base).get("heading") or kind.heading)
+        for base in reversed(kind.__mro__)
+        if item.name in inspect.get_annotations(base)
+    )
+    values: dict[str, Any] = {
+        name: preset.commands.get(command, {}).get(item.name, item.default) for name, preset in PRESETS.items()
+    }
+    # A switch that is off unless it is given needs no way to turn it off.
+    names = [f"--{item.name.replace('_', '-')}"] if hint is bool and not any([item.default, *values.values()]) else []
     option = typer.Option(
-        help=item.metadata["help"], metavar=item.metadata["metavar"], min=low, max=high, show_default=False,
-        rich_help_panel=f"{kind.panel} (by default: the preset's)",
+        *names, help=rule["help"] + ("" if names else _defaults(item.default, values)), metavar=rule["metavar"],
+        min=low, max=high, rich_help_panel=heading,
     )  # fmt: skip
-    return Annotated[hint | None, option]
+    kind_of_value = _choices(rule["choices"]) if rule["choices"] else hint
+    return Annotated[kind_of_value | None, option]
+
+
+def _choices(names: Collection[str]) -> Any:
+    return Literal[*names]
+
+
+def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
+    """The default of a setting, and what presets have in its place."""
+    if default is None:
+        return ""
+    shown = [f"default: {_value(default)}"]
+    shown += [f"{name}: {_value(value)}" for name, value in presets.items() if value != default]
+    return f"  [{', '.join(shown)}]"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCommand]:
+    """A command whose help is plain text: a section for each heading, then the objectives, then examples."""
+
+    class Command(TyperCommand):
+        def format_options(self, ctx: Any, formatter: Any) -> None:
+            sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+            for parameter in self.get_params(ctx):
+                record = parameter.get_help_record(ctx)
+                if record is not None:
+                    kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                    sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+            for heading in [*(heading for heading in sections if heading != "Messages"), "Messages"]:
+                if sections.get(heading):
+                    with formatter.section(heading):
+                        formatter.write_dl(sections[heading])
+            if shelf:
+                with formatter.section("Objectives"):
+                    formatter.write_dl(shelf)
+
+        def format_epilog(self, ctx: Any, formatter: Any) -> None:
+            with formatter.section("Examples"):
+                for line in inspect.cleandoc(examples).splitlines():
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+    return Command

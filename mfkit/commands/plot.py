@@ -8,23 +8,29 @@ import typer
 from mfkit.commands import options
 
 
-def register(app: typer.Typer) -> None:
-    @options.command(app, "plot", examples="`mfkit plot cmt.log.jsonl mfd.log.jsonl -o curves.png`")
-    def plot(
-        logs: Annotated[list[Path], typer.Argument(metavar="LOG…", help="Training logs.")],
-        output: options.RequiredOutput,
-        overwrite: options.Overwrite = False,
-    ) -> str:
-        """Training logs → loss, raw error and gradient norm, as a picture."""
-        from mfkit.artifacts.atomic import claimed
-        from mfkit.data.figures import write_curves
-        from mfkit.errors import using
-        from mfkit.training.log import read
+@options.command(
+    "Inspect",
+    examples="""
+    mfkit plot cmt.log.jsonl mfd.log.jsonl -o curves.png
+    """,
+)  # fmt: skip
+def plot(
+    logs: Annotated[list[Path], typer.Argument(metavar="LOG…", help="Training logs.")],
+    output: options.RequiredOutput,
+    overwrite: options.Overwrite = False,
+) -> str:
+    """Plot training logs.
 
-        names = [log.name.removesuffix(".log.jsonl") for log in logs]
-        if len(set(names)) < len(names):
-            names = [str(log) for log in logs]
-        curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
-        with claimed(output, overwrite=overwrite), using(", ".join(map(str, logs))):
-            write_curves(output, curves)
-        return str(output)
+    Draws loss, mean squared error and gradient norm as a PNG file.
+    """
+    from mfkit.artifacts.atomic import exclusive_output
+    from mfkit.training.curves import write_curves
+    from mfkit.training.log import read
+
+    names = [log.name.removesuffix(".log.jsonl") for log in logs]
+    if len(set(names)) < len(names):
+        names = [str(log) for log in logs]
+    curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
+    with exclusive_output(output, overwrite=overwrite):
+        write_curves(output, curves)
+    return str(output)

@@ -1,148 +1,119 @@
-"""The settings of the stages, one dataclass a concern. Presets fill them; every field is a flag on the command line.
+"""The settings that commands share, by concern. Each has a default; presets hold what differs from it.
 
-This module and :mod:`mfkit.config.presets` import nothing heavy: the command line reads them to print its help.
+An objective's own settings are fields of the objective (:mod:`mfkit.flow.objectives`), the teacher's guidance is in
+:mod:`mfkit.flow.guidance`. Nothing heavy is imported here: the command line reads this to print its help.
 """
 
-from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-PresetName = Literal["digits", "imagenet256", "imagenet512"]
-ModelName = Literal["tiny", "S", "B", "L", "XL"]
+from mfkit.flow.solvers import SOLVERS, TIME_GRIDS
+from mfkit.setting import Settings, setting
+
+SizeName = Literal["tiny", "S", "B", "L", "XL"]
 DTypeName = Literal["float16", "float32"]
 PrecisionName = Literal["float32", "tf32", "bf16"]
-OnBad = Literal["error", "skip"]
+OnError = Literal["raise", "skip"]
 
-
-def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The names and both values of the settings that are not the same, as text; empty where all are."""
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    return "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
-
-
-class Settings:
-    """A concern of a stage."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field]]
-    panel: ClassVar[str]
-    """Heading of its options in the help."""
-
-
-def setting(help: str, *, metavar: str | None = None, low: float | None = None, high: float | None = None) -> Any:
-    """A field that the command line offers as a flag with this help, unit and range."""
-    return field(metadata={"help": help, "metavar": metavar, "low": low, "high": high})
+_PRECISION = "Precision of matrix products; weights and sums stay in float32."
+_BATCH = "Samples per forward pass and process; on a CPU rounded up to whole micro-batches."
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """How any network is trained: the same loop for all stages."""
+    """How any network is trained: one loop for all."""
 
-    panel: ClassVar[str] = "Training"
+    heading: ClassVar[str] = "Training"
 
-    steps: int = setting("Optimiser steps.", metavar="N", low=1)
-    batch_size: int = setting("Rows per optimiser step, over all processes.", metavar="ROWS", low=1)
+    steps: int = setting(10_000, "Optimiser steps.", metavar="N", min=1)
+    batch_size: int = setting(256, "Samples per optimiser step, over all processes.", metavar="N", min=1)
     micro_batch: int = setting(
-        "Rows per forward pass and process; 0 is a process's whole share.", metavar="ROWS", low=0
+        0, "Samples per forward pass and process; 0 is a process's whole share.", metavar="N", min=0
     )
-    learning_rate: float = setting("Peak learning rate of AdamW.", metavar="RATE", low=0)
+    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW.", metavar="RATE", min=0)
     final_learning_rate: float = setting(
-        "Learning rate at the last step; not for a constant schedule.", metavar="RATE", low=0
+        1e-4, "Learning rate at the last step; unused by a constant schedule.", metavar="RATE", min=0
     )
-    schedule: Literal["constant", "linear", "cosine"] = setting("Way from the peak rate to the final one.")
-    warmup: int = setting("Steps of linear warm-up.", metavar="N", low=0)
-    weight_decay: float = setting("Decoupled weight decay.", metavar="W", low=0)
-    ema: float = setting("Decay of the weights' moving average, which is what is saved.", metavar="D", low=0, high=1)
-    clip: float = setting("Largest gradient norm; 0 does not clip.", metavar="NORM", low=0)
-    seed: int = setting("Seed of weights, order, noise and times.", metavar="N", low=0)
-    precision: PrecisionName = setting("Precision of matrix products; weights, sums and du/dt's difference: float32.")
-    compile: bool = setting("Compile the network's blocks by torch.compile.")
-    activation_checkpointing: bool = setting("Make activations again in the backward pass: less memory, more work.")
-    workers: int = setting("Threads per process that read and decode ahead; 0 reads as it goes.", metavar="N", low=0)
-    log_every: int = setting("Steps between lines of the log.", metavar="N", low=1)
-    save_every: int = setting("Steps between checkpoints.", metavar="N", low=1)
-    save_minutes: float = setting("Minutes between checkpoints; 0 goes by the steps alone.", metavar="MIN", low=0)
-    keep: int = setting("Newest checkpoints to keep until the output is written.", metavar="N", low=1)
-    sample_every: int = setting("Steps between grids from fixed noise; 0 draws none.", metavar="N", low=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Learning-rate decay.")
+    warmup: int = setting(0, "Steps of linear warm-up.", metavar="N", min=0)
+    weight_decay: float = setting(0.0, "Decoupled weight decay.", metavar="W", min=0)
+    ema: float = setting(
+        0.9999, "Decay of the weights' exponential moving average, which is what is saved.", metavar="D", min=0, max=1
+    )
+    max_grad_norm: float = setting(1.0, "Clip the gradient to this norm; 0 does not clip.", metavar="NORM", min=0)
+    seed: int = setting(0, "Seed of weights, order, noise and times.", metavar="N", min=0)
+    precision: PrecisionName = setting("float32", _PRECISION)
+    compile: bool = setting(False, "Compile the network's blocks by torch.compile.")
+    activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
+    workers: int = setting(4, "Threads per process that read and decode ahead; 0 reads in line.", metavar="N", min=0)
+    log_every: int = setting(100, "Steps between lines of the log.", metavar="N", min=1)
+    save_every: int = setting(5000, "Steps between checkpoints.", metavar="N", min=1)
+    save_minutes: float = setting(30, "Minutes between checkpoints; 0 goes by the steps alone.", metavar="MIN", min=0)
+    keep: int = setting(1, "Newest checkpoints to keep until the output is written.", metavar="N", min=1)
+    sample_every: int = setting(0, "Steps between sample grids from fixed noise; 0 draws none.", metavar="N", min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings(TrainingSettings):
     """How a generator is trained."""
 
-    label_drop: float = setting("Share of rows trained without label.", metavar="P", low=0, high=1)
+    class_dropout: float = setting(0.1, "Share of samples trained without their label.", metavar="P", min=0, max=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSettings(Settings):
     """The path from data to noise, fixed by the teacher for all that follow it."""
 
-    panel: ClassVar[str] = "Flow"
+    heading: ClassVar[str] = "Flow"
 
     time_shift: float = setting(
-        "Shift s of the times towards noise, t' = s t / (1 + (s - 1) t); 0 is sqrt(C H W / 4096), never below 1.",
+        0.0,
+        "Shift s of times towards noise, t' = s t / (1 + (s - 1) t); 0 is sqrt(C H W / 4096), never below 1.",
         metavar="S",
-        low=0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanFlowSettings(Settings):
-    """The mean-flow loss of distill and bootstrap."""
-
-    panel: ClassVar[str] = "Mean flow"
-
-    instantaneous: float = setting("Share of rows with r = t.", metavar="P", low=0, high=1)
-    derivative: Literal["auto", "central", "jvp"] = setting(
-        "How du/dt is taken; auto: as a difference in float32, else by the JVP, since a difference would be noise."
-    )
-    difference_step: float = setting("Half-width of the central difference, in t.", metavar="DT", low=1e-6, high=0.5)
-    weight_power: float = setting("p of the row weight 1 / (error + c)^p.", metavar="P", low=0)
-    weight_offset: float = setting("c of the row weight 1 / (error + c)^p.", metavar="C", low=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MidtrainSettings(Settings):
-    """The pairs that consistency mid-training takes from a trajectory."""
-
-    panel: ClassVar[str] = "Mid-training"
-
-    pairs: int = setting("Pairs of states taken from a trajectory each time it is read.", metavar="N", low=1)
-    to_data: float = setting(
-        "Share of pairs that end at the data; the others are any two states.", metavar="P", low=0, high=1
+        min=0,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings(Settings):
-    """The representation autoencoder: its decoder, and the stand-in encoder ``tiny``."""
+    """The representation autoencoder: its decoder, and the encoder ``tiny``, which is pre-trained on the images."""
 
-    panel: ClassVar[str] = "Autoencoder"
+    heading: ClassVar[str] = "Autoencoder"
 
-    image_size: int = setting("Side of the images in pixels.", metavar="PX", low=8)
-    encoder_size: int = setting("Side of the encoder's input in pixels.", metavar="PX", low=8)
-    decoder: ModelName = setting("Size of the ViT decoder.")
-    noise: float = setting("Decoder training adds noise to the latent, sigma ~ U[0, this].", metavar="SIGMA", low=0)
-    feature_weight: float = setting(
-        "Weight of the squared distance of the encoder's features, beside the L1 of the pixels.", metavar="W", low=0
+    image_size: int = setting(256, "Side of the images; 0 takes it from the images.", metavar="PX", min=0)
+    patch: int = setting(16, "Pixels on a side that one token stands for.", metavar="PX", min=1)
+    encoder_size: int = setting(
+        0, "Side of the encoder's input; 0 is what gives image size / patch tokens.", metavar="PX", min=0
     )
-    encoder_steps: int = setting("Pre-training steps of the encoder `tiny`.", metavar="N", low=1)
-    mask: float = setting("Pre-training of `tiny` hides a share U[0, this] of the patches.", metavar="P", low=0, high=1)
-    label_weight: float = setting("Weight of the labels' loss in the pre-training of `tiny`.", metavar="W", low=0)
+    decoder: SizeName = setting("XL", "Size of the ViT decoder.")
+    noise_tau: float = setting(
+        0.8, "The decoder trains on latents with noise of sigma ~ U[0, this].", metavar="SIGMA", min=0
+    )
+    feature_loss_weight: float = setting(
+        1.0, "Weight of the encoder features' squared error, beside the pixels' L1.", metavar="W", min=0
+    )
+    pretrain_steps: int = setting(300_000, "Pre-training steps of the encoder `tiny`.", metavar="N", min=1)
+    mask_ratio: float = setting(
+        0.6, "Pre-training of `tiny` masks a share U[0, this] of the patches.", metavar="P", min=0, max=1
+    )
+    class_loss_weight: float = setting(
+        0.1, "Weight of the classification loss in the pre-training of `tiny`.", metavar="W", min=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings(Settings):
-    """How what a frozen network makes is written."""
+    """How the outputs of a frozen network are computed and stored."""
 
-    batch_size: int = setting(
-        "Rows per forward pass and process; on a CPU in whole passes of a fixed size.", metavar="ROWS", low=1
-    )
-    dtype: DTypeName = setting("Number format of what is stored.")
-    precision: PrecisionName = setting("Precision of matrix products.")
-    shard_size: int = setting("Samples per shard.", metavar="N", low=1)
+    heading: ClassVar[str] = "Output"
 
-    def of_the_result(self) -> dict[str, Any]:
-        """Those that say what is written, not how fast."""
+    batch_size: int = setting(256, _BATCH, metavar="N", min=1)
+    dtype: DTypeName = setting("float16", "Number format of what is stored.")
+    precision: PrecisionName = setting("float32", _PRECISION)
+    shard_size: int = setting(2000, "Samples per shard.", metavar="N", min=1)
+
+    def resume_key(self) -> dict[str, Any]:
+        """The settings that an interrupted run must share with the one that goes on: all but those of speed."""
         return {name: value for name, value in asdict(self).items() if name != "batch_size"}
 
 
@@ -150,15 +121,35 @@ class StorageSettings(Settings):
 class EncodeSettings(StorageSettings):
     """How latents are written."""
 
-    panel: ClassVar[str] = "Encoding"
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectorySettings(StorageSettings):
     """How the teacher's trajectories are solved and written."""
 
-    panel: ClassVar[str] = "Trajectories"
+    heading: ClassVar[str] = "Trajectories"
 
-    solver_steps: int = setting("Steps from noise to data; a trajectory has one state more.", metavar="N", low=1)
-    solver: Literal["euler", "heun"] = setting("Solver of the teacher's ODE.")
-    seed: int = setting("Seed of noise and labels.", metavar="N", low=0)
+    shard_size: int = setting(200, "Samples per shard.", metavar="N", min=1)
+    solver_steps: int = setting(16, "Steps from noise to data; a trajectory has one state more.", metavar="N", min=1)
+    solver: str = setting("euler", "Solver of the teacher's ODE.", choices=SOLVERS)
+    time_grid: str = setting("shifted", "Grid of times.", choices=TIME_GRIDS)
+    seed: int = setting(0, "Seed of the noise.", metavar="N", min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(Settings):
+    """How images are sampled."""
+
+    heading: ClassVar[str] = "Sampling"
+
+    nfe: int | None = setting(
+        None, "Network evaluations per image.  [default: 1 for a student, about 50 for a teacher]", metavar="N", min=1
+    )
+    solver: str | None = setting(None, "Solver of a teacher's ODE.  [default: euler]", choices=SOLVERS)
+    time_grid: str = setting("shifted", "Grid of times.", choices=TIME_GRIDS)
+    time_shift: float | None = setting(
+        None, "Shift of the grid.  [default: a teacher's own, 1 for a student]", metavar="S", min=1
+    )
+    labels: str = setting("equal", "equal: all classes in turn; random; or class indices such as 0,3,7.")
+    seed: int = setting(0, "Image i depends on the seed and i alone.", metavar="N", min=0)
+    batch_size: int = setting(100, _BATCH, metavar="N", min=1)
+    precision: PrecisionName = setting("float32", _PRECISION)

@@ -10,17 +10,17 @@ from numpy.lib import format as npy
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mfkit.errors import MALFORMED, InputError, reason
+from mfkit.errors import DECODING_ERRORS, InputError, is_out_of_memory, reason
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 """What is decoded, whatever the suffix; of Pillow's other formats some start programs."""
-_MOST_CLASSES = 1 << 20
-LARGEST_IMAGE = 1 << 28
+MAX_CLASSES = 1 << 20
+MAX_IMAGE_BYTES = 1 << 28
 """Bytes of its file."""
-_MOST_PIXELS = 1 << 26
+_MAX_PIXELS = 1 << 26
 """Of an image, 8,192 x 8,192."""
-STORED = {"float16": torch.float16, "float32": torch.float32}
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
 """Number formats of arrays in shards."""
 
 Sample = dict[str, Any]
@@ -39,8 +39,8 @@ def array_member(sample: Sample, suffix: str) -> Tensor:
     data = member(sample, suffix)
     try:
         return torch.from_numpy(_numbers(data))
-    except MALFORMED as error:
-        raise broken(sample, f"{suffix} is no array: {reason(error)}") from error
+    except DECODING_ERRORS as error:
+        raise unreadable(sample, f"{suffix} is no array: {reason(error)}") from error
 
 
 def _numbers(data: bytes) -> np.ndarray:
@@ -57,7 +57,7 @@ def _numbers(data: bytes) -> np.ndarray:
 def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and dtype of an .npy file of numbers; the file then stands at the first of them.
 
-    :raises: one of :data:`~mfkit.errors.MALFORMED`.
+    :raises: one of :data:`~mfkit.errors.DECODING_ERRORS`.
     """
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -77,9 +77,9 @@ def label_member(sample: Sample) -> int:
     try:
         label = int(sample["cls"])
     except ValueError as error:
-        raise broken(sample, "cls is no class index") from error
-    if not 0 <= label < _MOST_CLASSES:
-        raise broken(sample, f"cls is {label}, not a class index")
+        raise unreadable(sample, "cls is no class index") from error
+    if not 0 <= label < MAX_CLASSES:
+        raise unreadable(sample, f"cls is {label}, not a class index")
     return label
 
 
@@ -88,24 +88,26 @@ def image_member(sample: Sample, size: int | None) -> Tensor:
     for suffix in IMAGE_SUFFIXES:
         if suffix in sample:
             return decode_image(sample[suffix], size, f"{sample['__key__']}.{suffix} in {sample['__url__']}")
-    raise broken(sample, f"no image (.{', .'.join(IMAGE_SUFFIXES)})")
+    raise unreadable(sample, f"no image (.{', .'.join(IMAGE_SUFFIXES)})")
 
 
 def decode_image(data: bytes, size: int | None, name: str) -> Tensor:
     """Bytes to (3, size, size) uint8: RGB, the shorter side resized to ``size`` (bicubic, reduced by boxes first
     where it is far larger, as ADM does), the centre cut out. With ``size`` None the image is left as it is."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > _MOST_PIXELS:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if image.width * image.height > _MAX_PIXELS:
             raise InputError(f"{name} is too large: {image.width} x {image.height} pixels")
-        if size and size**2 * max(image.size) / min(image.size) > _MOST_PIXELS:
+        if size and size**2 * max(image.size) / min(image.size) > _MAX_PIXELS:
             raise InputError(f"{name} is too narrow to be cut to a square: {image.width} x {image.height} pixels")
         pixels = image.convert("RGB")
     except UnidentifiedImageError as error:
         raise InputError(f"{name} does not decode: it is no PNG, JPEG or WebP image") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
-    except (OSError, *MALFORMED) as error:
+    except (OSError, *DECODING_ERRORS) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{name} does not decode: {reason(error)}") from error
     if size is not None:
         pixels = _centre(pixels, size)
@@ -137,9 +139,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def member(sample: Sample, suffix: str) -> bytes:
     if suffix not in sample:
-        raise broken(sample, f"no member {suffix}")
+        raise unreadable(sample, f"no member {suffix}")
     return sample[suffix]
 
 
-def broken(sample: Sample, what: str) -> InputError:
+def unreadable(sample: Sample, what: str) -> InputError:
     return InputError(f"{sample['__url__']}: sample {sample['__key__']}: {what}")

@@ -1,4 +1,4 @@
-"""IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Rows are ``image`` and ``label``."""
+"""IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Samples are ``image`` and ``label``."""
 
 import hashlib
 import os
@@ -12,14 +12,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mfkit.artifacts.artifact import INDEX_NAME, NAMES_DIGEST, Artifact, open_artifact
-from mfkit.config.settings import OnBad
-from mfkit.data.codecs import FORMATS, IMAGE_SUFFIXES, LARGEST_IMAGE, decode_image, image_member, label_member
+from mfkit.artifacts.artifact import INDEX_NAME, LISTING_DIGEST, Artifact, open_artifact
+from mfkit.artifacts.json_files import parse
+from mfkit.config.presets import PresetName
+from mfkit.config.settings import OnError
+from mfkit.data.codecs import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    decode_image,
+    image_member,
+    label_member,
+)
+from mfkit.data.dataset import IndexedTars
 from mfkit.data.npz import NpzImages
-from mfkit.data.shards import unfinished
-from mfkit.data.skip import Damage
-from mfkit.data.stream import ShardFolder, ShardStream, open_shards
-from mfkit.errors import MALFORMED, InputError
+from mfkit.data.shards import open_shards
+from mfkit.data.skip import SkipPolicy
+from mfkit.data.stream import StreamDataset
+from mfkit.data.writer import is_unfinished
+from mfkit.errors import DECODING_ERRORS, InputError
 
 DIGITS_SIZE = 32
 """Side of the digits in pixels, where none is asked for."""
@@ -27,7 +38,7 @@ DIGITS_SIZE = 32
 HELD_OUT = 297
 """How many of the 1,797 digits ``digits:heldout`` holds; ``digits:train`` holds the other 1,500."""
 
-Row = dict[str, Any]
+ImageSample = dict[str, Any]
 """``image``: (3, S, S) uint8; ``label``: int."""
 
 
@@ -50,17 +61,17 @@ class Digits:
             raise InputError(f"digits:{part} is unknown; there are digits, digits:train and digits:heldout")
         self.labels = [int(label) for label in data.target[parts[part]]]
         self._pixels = np.round(data.images[parts[part]] * (255 / 16)).astype(np.uint8)
-        self._size, self.damage = size, Damage()
+        self._size, self.skips = size, SkipPolicy()
         name = f"digits:{part}" if part else "digits"
         self.artifact = Artifact(
-            Path(name), "images", {"classes": [str(digit) for digit in range(10)]}, {},
-            content_digest="sha256:" + hashlib.sha256(self._pixels.tobytes()).hexdigest(), is_word=True,
+            Path(name), "images", {"class_names": [str(digit) for digit in range(10)]},
+            content_digest="sha256:" + hashlib.sha256(self._pixels.tobytes()).hexdigest(), is_keyword=True,
         )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ImageSample:
         image = Image.fromarray(self._pixels[index]).resize((self._size, self._size), Image.Resampling.BICUBIC)
         return {"image": torch.from_numpy(np.array(image)).expand(3, -1, -1).clone(), "label": self.labels[index]}
 
@@ -71,14 +82,13 @@ class ImageFolder:
     A folder that mfkit wrote knows its classes, also those that have no image in it.
     """
 
-    def __init__(self, folder: Path, size: int | None, damage: Damage) -> None:
-        self._size, self.damage = size, damage
+    def __init__(self, folder: Path, size: int | None, skips: SkipPolicy) -> None:
+        self._size, self.skips = size, skips
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        config: dict[str, Any] = {"class_names": classes or ["0"]}
         if (folder / INDEX_NAME).exists():
             described = open_artifact(folder, kinds=("images",))
-            if "classes" not in described.config:
-                raise InputError(f"{folder / INDEX_NAME} is damaged: it does not name its classes")
-            classes = folder_names(described.config["classes"])
+            classes, config = folder_names(class_names_in(described)), described.config
         places = [(folder / name, label) for label, name in enumerate(classes)] or [(folder, 0)]
         self._files = [
             (file, label)
@@ -88,24 +98,24 @@ class ImageFolder:
         ]
         if not self._files:
             raise InputError(f"{folder} holds no images (.{', .'.join(IMAGE_SUFFIXES)})")
-        self._folder, self._classes = folder, classes
+        self._folder, self._config = folder, config
 
     @cached_property
     def artifact(self) -> Artifact:
         """Its digest is that of the images' names and sizes: the bytes themselves would take long to read."""
         listing = "".join(f"{file.relative_to(self._folder)}\0{file.stat().st_size}\n" for file, _ in self._files)
-        digest = NAMES_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
-        return Artifact(self._folder, "images", {"classes": self._classes or ["0"]}, {}, content_digest=digest)
+        digest = LISTING_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
+        return Artifact(self._folder, "images", self._config, content_digest=digest)
 
     def other_sizes(self, looked_at: int = 100) -> str:
-        """Sizes, among some images spread over the folder, that are not those that rows have; empty where all are."""
+        """The sizes of some images spread over the folder, as text; empty where all are what samples are."""
         step = max(1, len(self._files) // looked_at)
         found = set()
         for file, _ in self._files[::step]:
             try:
-                with Image.open(file, formats=FORMATS) as image:
+                with Image.open(file, formats=IMAGE_FORMATS) as image:
                     found.add(image.size)
-            except (OSError, Image.DecompressionBombError, *MALFORMED):  # said when the image is read
+            except (OSError, Image.DecompressionBombError, *DECODING_ERRORS):  # said when the image is read
                 continue
         if len(found) == 1 and (self._size is None or found == {(self._size, self._size)}):
             return ""
@@ -115,15 +125,15 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ImageSample:
         file, label = self._files[index]
         return {"image": read_image(file, self._size), "label": label}
 
 
 def read_image(file: Path, size: int | None) -> Tensor:
-    """The picture in a file, as :func:`~mfkit.data.codecs.decode_image` gives it."""
+    """The image in a file, as :func:`~mfkit.data.codecs.decode_image` gives it."""
     try:
-        if file.stat().st_size > LARGEST_IMAGE:
+        if file.stat().st_size > MAX_IMAGE_BYTES:
             raise InputError(f"{file} is too large: {file.stat().st_size} bytes")
         data = file.read_bytes()
     except OSError as error:
@@ -141,27 +151,40 @@ def folder_names(classes: list[str]) -> list[str]:
     return classes if named else [f"{label:0{len(str(len(classes) - 1))}d}" for label in range(len(classes))]
 
 
-ImageSource = Digits | ImageFolder | NpzImages | ShardFolder | ShardStream
+ImageDataset = Digits | ImageFolder | NpzImages | IndexedTars | StreamDataset
 
 
-def open_images(location: str, size: int | None, on_bad: OnBad = "error") -> ImageSource:
+def open_images(location: str, size: int | None, on_error: OnError = "raise") -> ImageDataset:
     """The images that an IMAGES argument names, cut to squares of ``size`` pixels; as they are where it is None."""
     if location == "digits" or location.startswith("digits:"):
         return Digits(location.partition(":")[2], size or DIGITS_SIZE)
     path = Path(location)
     if path.suffix == ".npz":
         return NpzImages(path, size)
-    if unfinished(path):
+    if is_unfinished(path):
         raise InputError(f"{path} is not finished: run the command that writes it again")
     if path.is_dir() and not any(path.glob("*.tar")):
-        return ImageFolder(path, size, Damage(on_bad))
-    return open_shards(location, "images", partial(_decode, size=size), on_bad)
+        return ImageFolder(path, size, SkipPolicy(on_error))
+    return open_shards(location, "images", partial(_decode, size=size), on_error)
 
 
-def class_names(source: ImageSource) -> list[str]:
-    """Names of the classes, in the order of their indices; empty where the source does not know them."""
-    return list(source.artifact.config.get("classes", []))
+def recommended_preset(location: str) -> PresetName:
+    """The preset for images that the user names none for."""
+    return "digits" if location.partition(":")[0] == "digits" else "imagenet256"
 
 
-def _decode(sample: dict[str, Any], size: int | None) -> Row:
+def class_names(dataset: ImageDataset) -> list[str]:
+    """Names of the classes, in the order of their indices; empty where the dataset does not know them."""
+    return class_names_in(dataset.artifact)
+
+
+def _decode(sample: dict[str, Any], size: int | None) -> ImageSample:
     return {"image": image_member(sample, size), "label": label_member(sample)}
+
+
+def class_names_in(artifact: Artifact) -> list[str]:
+    """The class names that a description holds; empty where it holds none.
+
+    :raises InputError: they are no list of texts.
+    """
+    return parse(list[str], artifact.config.get("class_names", []), artifact.path)

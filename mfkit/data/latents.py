@@ -1,142 +1,157 @@
-"""The inputs of the stages: named by the user, or found where an earlier file recorded them; checked to fit."""
+"""Latents and trajectories to train on: opened, and checked to be what a generator was made for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from mfkit.artifacts.artifact import Artifact
-from mfkit.config.presets import GENERATOR_SIZES
-from mfkit.config.settings import ModelName, OnBad
-from mfkit.data.codecs import array_member, broken, label_member
-from mfkit.data.indexed import Decode
-from mfkit.data.loader import Source
-from mfkit.data.stream import ShardFolder, ShardStream, open_shards
-from mfkit.errors import InputError, UsageError
-from mfkit.models.dit import DiTConfig
+import numpy as np
 
-AUTOENCODERS = ("rae", "vae")
-"""Kinds of what turns images into latents and back."""
+from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.json_files import parse
+from mfkit.config.presets import PresetName
+from mfkit.config.settings import OnError
+from mfkit.data.codecs import array_member, label_member, unreadable
+from mfkit.data.dataset import Decode, IndexedTars
+from mfkit.data.index import ArrayLayout
+from mfkit.data.loader import Dataset
+from mfkit.data.shards import open_shards
+from mfkit.data.stream import StreamDataset
+from mfkit.errors import InputError, UsageError
+from mfkit.flow.objectives.base import DataKind
+from mfkit.models.files import GeneratorFile
 
 
 @dataclass(frozen=True)
-class LatentSet:
-    """Latents or trajectories to train on, and what they say of themselves."""
+class LatentDataset:
+    """Latents or trajectories, and what they say of themselves."""
 
-    source: Source
+    dataset: Dataset
     shape: tuple[int, ...]
     """(C, H, W) of a latent."""
-    classes: list[str]
-    """Names of the classes, in the order of their indices."""
+    class_names: list[str]
+    """In the order of their indices."""
+    preset: PresetName | None
 
     @property
     def artifact(self) -> Artifact:
-        return self.source.artifact
+        return self.dataset.artifact
 
 
-def open_latents(location: str, *, classes: int | None = None, on_bad: OnBad = "error") -> LatentSet:
-    """Rows ``latent`` (C, H, W), standardised, in the number format they are stored in, and ``label``.
+@dataclass(frozen=True)
+class _Description:
+    """What the description of latents or trajectories must say, of all that it says; foreign ones say nothing."""
+
+    shape: tuple[int, int, int] | None = None
+    class_names: list[str] = field(default_factory=list)
+    preset: PresetName | None = None
+
+
+def open_latents(
+    kind: DataKind, location: str, *, classes: int | None = None, on_error: OnError = "raise"
+) -> LatentDataset:
+    """Samples of a kind, in the number format they are stored in, and their ``label``.
 
     :param classes: number of classes, needed only for foreign shards, which do not say it.
     """
-    return _open(location, "latents", _latent, classes, on_bad)
+    decode, arrays = _KINDS[kind]
+    dataset = open_shards(location, kind, decode, on_error, arrays=arrays)
+    config = dataset.artifact.config
+    names = _Description.__dataclass_fields__
+    found = parse(_Description, {name: config[name] for name in names if name in config}, location)
+    class_names = found.class_names or [str(label) for label in range(classes or 0)]
+    if not class_names:
+        raise UsageError(f"{location} does not say how many classes it has; pass --classes")
+    shape = found.shape or _first_shape(dataset)
+    dataset.decode = partial(_checked, decode=decode, shape=shape, num_classes=len(class_names))
+    if isinstance(dataset, IndexedTars):
+        _check_index(dataset, shape, len(class_names))
+    return LatentDataset(dataset, shape, class_names, found.preset)
 
 
-def open_trajectories(location: str, *, classes: int | None = None, on_bad: OnBad = "error") -> LatentSet:
-    """Rows ``states`` (S + 1, C, H, W) as they are stored, ``times`` (S + 1,) descending, and ``label``."""
-    return _open(location, "trajectories", _trajectory, classes, on_bad)
-
-
-def follow(given: str | Path | None, parent: Artifact, role: str, option: str) -> str:
-    """The location of an input: the one given, else the one that ``parent`` recorded."""
-    return str(given) if given is not None else str(parent.recorded(role, option).path)
-
-
-def fresh_config(latents: LatentSet, model: ModelName) -> DiTConfig:
-    """The sizes of a new generator for these latents."""
-    channels, side, _ = latents.shape
-    return DiTConfig(channels=channels, side=side, classes=len(latents.classes), **GENERATOR_SIZES[model])
-
-
-def latent_shape(generator: Artifact) -> tuple[int, ...]:
-    """(C, H, W) of the latents that a generator makes."""
-    network = generator.config["network"]
-    return (network["channels"], network["side"], network["side"])
-
-
-def check_fit(latents: LatentSet, generator: Artifact) -> None:
+def check_fit(data: LatentDataset, generator: GeneratorFile) -> None:
     """Refuses latents or trajectories that a generator was not made for."""
-    name, wanted = latents.artifact.path, latent_shape(generator)
-    if latents.shape != wanted:
-        raise InputError(f"{name} holds latents {latents.shape}; {generator.path} is for {wanted}")
-    if len(latents.classes) > generator.config["network"]["classes"]:
-        known = generator.config["network"]["classes"]
-        raise InputError(f"{name} has {len(latents.classes)} classes; {generator.path} knows {known}")
-    check_same_rae(latents.artifact, generator)
-
-
-def check_decodes(autoencoder: Artifact, shape: tuple[int, ...], generator: Path) -> None:
-    """Refuses an RAE or VAE whose latents are not those that a generator makes.
-
-    :param shape: (C, H, W) of the generator's latents.
-    """
-    if autoencoder.kind == "rae":
-        network = autoencoder.config["network"]
-        fits, held = (
-            network["channels"] == shape[0] and network["side"] == shape[1],
-            (f"{network['channels']} x {network['side']} x {network['side']}"),
+    location = data.artifact.path
+    if data.shape != generator.latent_shape:
+        raise InputError(f"{location} holds latents {data.shape}; {generator.path} is for {generator.latent_shape}")
+    if len(data.class_names) > generator.num_classes:
+        raise InputError(
+            f"{location} has {len(data.class_names)} classes; {generator.path} knows {generator.num_classes}"
         )
-    else:
-        channels = autoencoder.config.get("latent_channels")
-        fits, held = channels == shape[0], f"{channels} channels"
-    if not fits:
-        raise InputError(f"{generator} makes latents of {' x '.join(map(str, shape))}; {autoencoder.path} has {held}")
+    check_same_autoencoder(data.artifact, generator.artifact)
 
 
-def check_same_rae(one: Artifact, other: Artifact) -> None:
-    """Refuses two files that descend from different RAEs or VAEs; one that does not say its own passes."""
-    raes = one.lineage(*AUTOENCODERS), other.lineage(*AUTOENCODERS)
-    if all(raes) and not raes[0] & raes[1]:
-        raise InputError(f"{one.path} and {other.path} come from two different RAEs; their latents do not mix")
+def check_same_autoencoder(one: Artifact, other: Artifact) -> None:
+    """Refuses two files whose latents are of different autoencoders; one that does not say its own passes."""
+    found = one.ancestors("rae"), other.ancestors("rae")
+    if all(found) and not found[0] & found[1]:
+        raise InputError(f"{one.path} and {other.path} come from two different autoencoders; their latents do not mix")
 
 
-def _open(location: str, kind: str, decode: Decode, classes: int | None, on_bad: OnBad) -> LatentSet:
-    source = open_shards(location, kind, decode, on_bad)
-    config = source.artifact.config
-    if "shape" in config:
-        names = list(config["classes"])
-    elif classes:
-        names = [str(label) for label in range(classes)]
-    else:
-        raise UsageError(f"{location} does not say how many classes it has; give --classes")
-    shape = tuple(config["shape"]) if "shape" in config else _first_shape(source)
-    source.decode = partial(_checked, decode=decode, shape=shape, classes=len(names))
-    source.classes = len(names)
-    return LatentSet(source, shape, names)
+def recorded_latents(artifact: Artifact, given: str | None) -> str:
+    """The location of a generator's latents: the one given, else the recorded one."""
+    return given if given is not None else str(artifact.input_path("latents", "--latents"))
 
 
-def _first_shape(source: ShardFolder | ShardStream) -> tuple[int, ...]:
+def check_recorded(artifact: Artifact, data: LatentDataset, given: str | None) -> None:
+    """Refuses latents at the recorded place that are no longer what a generator was trained on."""
+    if given is None:
+        artifact.check_input("latents", data.artifact, "--latents")
+
+
+def _latent_shape(layouts: dict[str, ArrayLayout]) -> tuple[int, ...]:
+    return layouts["latent"].shape if "latent" in layouts else layouts["states"].shape[1:]
+
+
+def _first_shape(dataset: IndexedTars | StreamDataset) -> tuple[int, ...]:
     """(C, H, W) of the first sample of foreign shards."""
-    row = source[0] if isinstance(source, ShardFolder) else source.peek()
-    return tuple(row["latent"].shape if "latent" in row else row["states"].shape[1:])
+    if isinstance(dataset, StreamDataset):
+        sample = dataset.peek()
+        return tuple(sample["latent"].shape if "latent" in sample else sample["states"].shape[1:])
+    if {"latent", "states"} & dataset.index.layouts.keys():
+        return _latent_shape(dataset.index.layouts)
+    sample = dataset[0]
+    return tuple(sample["latent"].shape if "latent" in sample else sample["states"].shape[1:])
 
 
-def _checked(sample: dict[str, Any], decode: Decode, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    row = decode(sample)
-    if row["label"] >= classes:
-        raise broken(sample, f"label {row['label']} is outside the {classes} classes")
-    found = tuple(row["latent"].shape if "latent" in row else row["states"].shape[1:])
+def _check_index(dataset: IndexedTars, shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuses an index of arrays that do not fit; a sample with a wrong label is refused when it is read."""
+    index, layouts = dataset.index, dataset.index.layouts
+    index.label[index.label >= num_classes] = -1  # so that it is decoded
+    states = layouts["states"].shape if "states" in layouts else (0, *shape)
+    for name, expected in (("latent", shape), ("states", (*states[:1], *shape)), ("times", states[:1])):
+        if name in layouts and (found := layouts[name].shape) != expected:
+            raise InputError(f"{dataset.artifact.path} holds {name} of shape {found}, not {expected}")
+    if states[:1] == (1,):
+        raise InputError(f"{dataset.artifact.path} holds trajectories of a single state")
+    for name, offsets in index.offsets.items():
+        inside = offsets + layouts[name].nbytes <= index.end
+        if not np.all(inside | (offsets < 0)):
+            raise InputError(f"{dataset.artifact.path} is damaged: its index has a {name} beyond its sample")
+
+
+def _checked(sample: dict[str, Any], decode: Decode, shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    decoded = decode(sample)
+    if decoded["label"] >= num_classes:
+        raise unreadable(sample, f"label {decoded['label']} is outside the {num_classes} classes")
+    found = tuple(decoded["latent"].shape if "latent" in decoded else decoded["states"].shape[1:])
     if found != shape:
-        raise broken(sample, f"a latent of shape {found}, not {shape}")
-    return row
+        raise unreadable(sample, f"a latent of shape {found}, not {shape}")
+    return decoded
 
 
-def _latent(sample: dict[str, Any]) -> dict[str, Any]:
+def _decode_latent(sample: dict[str, Any]) -> dict[str, Any]:
     return {"latent": array_member(sample, "latent.npy"), "label": label_member(sample)}
 
 
-def _trajectory(sample: dict[str, Any]) -> dict[str, Any]:
+def _decode_trajectory(sample: dict[str, Any]) -> dict[str, Any]:
     states, times = array_member(sample, "states.npy"), array_member(sample, "times.npy")
     if states.ndim != 4 or times.ndim != 1 or len(states) != len(times) or len(times) < 2:
-        raise broken(sample, f"states {tuple(states.shape)} do not fit times {tuple(times.shape)}")
+        raise unreadable(sample, f"states {tuple(states.shape)} do not fit times {tuple(times.shape)}")
     return {"states": states, "times": times, "label": label_member(sample)}
+
+
+_KINDS: dict[DataKind, tuple[Decode, tuple[str, ...]]] = {
+    "latents": (_decode_latent, ("latent",)),
+    "trajectories": (_decode_trajectory, ("states", "times")),
+}
+"""How a sample of a kind is decoded, and the arrays that it holds."""

@@ -1,213 +1,231 @@
-"""Rows for training: which row stands where depends on the seed alone, not on processes, workers or batch size."""
+"""Batches of a dataset: for training, in an order that depends on the seed alone; for inference, every sample once."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
 
-from mfkit.artifacts.artifact import Artifact
-from mfkit.data.indexed import TarRows
-from mfkit.data.prefetch import ahead, in_order
-from mfkit.data.skip import Damage
-from mfkit.data.stream import ShardStream
+from mfkit.data.codecs import Sample
+from mfkit.data.dataset import MapDataset, collate, read_batch
+from mfkit.data.prefetch import ordered_map, prefetch
+from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
 
 SHUFFLE_SAMPLES, SHUFFLE_BYTES = 2000, 2**30
 """A stream is shuffled among so many of its samples, or among fewer that fit into so many bytes."""
-_UNLIKE = 4
-"""How many times these bytes its samples may be, where the first was smaller than the others."""
 
-
-class Numbered(Protocol):
-    """Rows by number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
-
-
-class RandomAccess(Numbered, Protocol):
-    """Rows by number that say where they come from: a shard folder, an image folder, the digits."""
-
-    damage: Damage
-
-    @property
-    def artifact(self) -> Artifact: ...
-
-
-Source = RandomAccess | ShardStream
+Dataset = MapDataset | StreamDataset
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward pass, with their positions in the run's order: position p belongs to step p // batch size."""
+    """Samples of one forward pass."""
 
     positions: list[int]
+    """In the run's order, where position p belongs to step p // batch size; in inference, the samples' indices."""
     columns: dict[str, torch.Tensor]
-    """Each (B, ...): what the source's rows hold, stacked."""
+    """Each (B, ...): what the dataset's samples hold, stacked."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the rows of a step are shared: process ``rank`` of ``processes`` takes a contiguous part in micro-batches."""
+class BatchSharding:
+    """How the samples of a step are shared: process ``rank`` takes a contiguous part, in micro-batches."""
 
     batch_size: int
     micro_batch: int
     rank: int = 0
-    processes: int = 1
+    num_processes: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size % (self.processes * self.micro_batch):
+        if self.batch_size % (self.num_processes * self.micro_batch):
             raise UsageError(
-                f"a batch of {self.batch_size} rows does not divide among {self.processes} process(es) "
+                f"a batch of {self.batch_size} samples does not divide among {self.num_processes} process(es) "
                 f"in micro-batches of {self.micro_batch}"
             )
 
     @property
     def accumulation(self) -> int:
-        """Forward passes per optimiser step."""
-        return self.batch_size // (self.processes * self.micro_batch)
+        """Micro-batches per optimiser step."""
+        return self.batch_size // (self.num_processes * self.micro_batch)
 
-    def batches(self, step: int) -> Iterator[list[int]]:
-        """Positions of this process's micro-batches in a step."""
-        begin = step * self.batch_size + self.rank * self.batch_size // self.processes
+    def positions(self, step: int) -> Iterator[list[int]]:
+        """Of this process's micro-batches in a step."""
+        begin = step * self.batch_size + self.rank * self.batch_size // self.num_processes
         for _ in range(self.accumulation):
             yield list(range(begin, begin + self.micro_batch))
             begin += self.micro_batch
 
 
-def feed(
-    source: Source, layout: Layout, *, first_step: int, last_step: int, seed: int, workers: int
+def train_batches(
+    dataset: Dataset, sharding: BatchSharding, *, first_step: int, last_step: int, seed: int, workers: int
 ) -> Iterator[Batch]:
     """The micro-batches of this process for the steps [first_step, last_step), read ahead.
 
-    Random access gives a new permutation of all rows each epoch; so do shards on this machine that have no index, once
-    their headers are read. Any other stream goes through a shuffle buffer, again and again, or once where it cannot be
-    read again.
+    Random access gives a new permutation of all samples each epoch. A stream goes through a shuffle buffer, again and
+    again, or once where it cannot be read again.
 
     :param workers: threads that read, decode and collate; a stream has one.
     """
     steps = range(first_step, last_step)
-    rows = source.indexed() if isinstance(source, ShardStream) else source
-    if rows is None:
-        assert isinstance(source, ShardStream)
-        return ahead(_streamed(source, layout, steps, seed))
-    order = _Order(len(rows), seed)
-    batches = (order.of(batch) for step in steps for batch in layout.batches(step))
-    return in_order(partial(read, rows, damage=source.damage), batches, workers)
+    if isinstance(dataset, StreamDataset):
+        return prefetch(_streamed(dataset, sharding, steps, seed))
+    order = _EpochOrder(len(dataset), seed)
+    batches = (order.of(positions) for step in steps for positions in sharding.positions(step))
+
+    def read(pairs: list[tuple[int, int]]) -> Batch:
+        return Batch([position for position, _ in pairs], read_batch(dataset, [index for _, index in pairs]))
+
+    return ordered_map(read, batches, workers)
 
 
-Place = tuple[int, int]
-"""(position in an order, row of the source)."""
+class _EpochOrder:
+    """Which sample stands at a position: a new permutation of all of them each epoch."""
 
-
-class _Order:
-    """Which row stands at a position: a new permutation of all rows each epoch."""
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self._rows, self._seed = rows, seed
+    def __init__(self, samples: int, seed: int) -> None:
+        self._samples, self._seed = samples, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def of(self, positions: list[int]) -> list[Place]:
-        return [(position, self._row(position)) for position in positions]
+    def of(self, positions: list[int]) -> list[tuple[int, int]]:
+        """(position, index) pairs."""
+        return [(position, self._index(position)) for position in positions]
 
-    def _row(self, position: int) -> int:
-        epoch, place = divmod(position, self._rows)
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, self._samples)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._samples)
         return int(self._order[place])
 
 
-def read(source: Numbered, places: list[Place], damage: Damage) -> Batch:
-    """These rows as a batch; for a row that may be left out, the next one that can be read."""
-    try:
-        if isinstance(source, TarRows) and source.gathers:
-            return Batch([position for position, _ in places], source.gather([row for _, row in places]))
-    except InputError:
-        if not damage.skips:
-            raise
-    return collate([(position, _row_from(source, row, damage)) for position, row in places])
-
-
-def _row_from(source: Numbered, row: int, damage: Damage) -> dict[str, Any]:
-    while (found := damage.sample(row, partial(source.__getitem__, row))) is None:
-        damage.check(len(source) - damage.count())
-        row = (row + 1) % len(source)
-    return found
-
-
-def _streamed(source: ShardStream, layout: Layout, steps: range, seed: int) -> Iterator[Batch]:
-    """Every process reads the whole stream and keeps its own rows, so that the order is the same for any number."""
-    buffer = source.samples_within(SHUFFLE_BYTES, SHUFFLE_SAMPLES)
-    # Trajectories come from random noise, the classes in turn: training need not wait until the buffer has been made.
-    first = max(1, buffer // 10) if source.artifact.kind == "trajectories" else buffer
-    shuffle = wds.shuffle(buffer, initial=first, rng=random.Random(seed))
-    # A broken row must be missing for every process alike, so all of them decode all, where one may be left out.
-    decode = source.decode if not source.damage.skips else lambda row: row
-    rows = enumerate(_within_memory(shuffle, _endless(source), source.location))
+def _streamed(stream: StreamDataset, sharding: BatchSharding, steps: range, seed: int) -> Iterator[Batch]:
+    """Every process reads the whole stream and keeps its own samples, so that the order is the same for any number."""
+    # Trajectories come from random noise, the classes in turn: training need not wait until the buffer has been filled.
+    first = 0.1 if stream.artifact.kind == "trajectories" else 1.0
+    # An unreadable sample must be missing for every process alike, so all of them decode all, where one may be skipped.
+    decode = stream.decode if not stream.skips.skips else lambda sample: sample
+    samples = enumerate(shuffled(_endless(stream), random.Random(seed), SHUFFLE_SAMPLES, SHUFFLE_BYTES, first=first))
     for step in steps:
-        for batch in layout.batches(step):
-            found: list[tuple[int, dict[str, Any]]] = []
-            for wanted in batch:
-                row = next((row for position, row in rows if position == wanted), None)
-                if row is None:
-                    needed = steps.stop * layout.batch_size
+        for positions in sharding.positions(step):
+            batch: list[dict[str, Any]] = []
+            for wanted in positions:
+                sample = next((sample for position, sample in samples if position == wanted), None)
+                if sample is None:
+                    needed = steps.stop * sharding.batch_size
                     raise InputError(
-                        f"{source.location} ended in step {step + 1} of {steps.stop}, which need {needed} "
-                        "rows; a stream is read once, so make it longer or train fewer steps"
+                        f"{stream.location} ended in step {step + 1} of {steps.stop}, which need {needed} "
+                        "samples; a stream is read once, so make it longer or train fewer steps"
                     )
-                found.append((wanted, decode(row)))
-            yield collate(found)
+                batch.append(decode(sample))
+            yield Batch(positions, collate(batch))
 
 
-def _within_memory(shuffle: Any, samples: Iterator[dict[str, Any]], location: str) -> Iterator[dict[str, Any]]:
-    """The shuffled samples; an error before those that wait fill the memory."""
-    held = 0
-
-    def size(sample: dict[str, Any]) -> int:
-        parts = sample.values()
-        return sum(
-            part.nbytes if isinstance(part, torch.Tensor) else len(part) for part in parts if hasattr(part, "__len__")
-        )
-
-    def entering() -> Iterator[dict[str, Any]]:
-        nonlocal held
-        for sample in samples:
-            held += size(sample)
-            if held > _UNLIKE * SHUFFLE_BYTES:
-                raise InputError(
-                    f"{location}: its samples are much larger than its first one, and fill the memory when they are "
-                    "shuffled; give them as tars on this machine, not compressed"
-                )
-            yield sample
-
-    for sample in shuffle(entering()):
-        held -= size(sample)
-        yield sample
-
-
-def _endless(source: ShardStream) -> Iterator[dict[str, Any]]:
-    one_pass = source.rows if source.damage.skips else source.raw
+def _endless(stream: StreamDataset) -> Iterator[dict[str, Any]]:
+    one_pass = stream.samples if stream.skips.skips else stream.raw_samples
     yield from one_pass()
-    while source.repeatable:
+    while stream.repeatable:
         yield from one_pass()
 
 
-def collate(rows: list[tuple[int, dict[str, Any]]]) -> Batch:
-    """Numbered rows as one batch, in pinned memory where there is a GPU."""
-    try:
-        columns = {name: [row[name] for _, row in rows] for name in rows[0][1]}
-        stacked = {
-            name: torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.tensor(values)
-            for name, values in columns.items()
-        }
-    except RuntimeError as error:
-        raise InputError(f"rows {rows[0][0]} to {rows[-1][0]} have different shapes: {error}") from error
-    if torch.cuda.is_available():
-        stacked = {name: column.pin_memory() for name, column in stacked.items()}
-    return Batch([position for position, _ in rows], stacked)
+def shuffled(
+    samples: Iterable[dict[str, Any]], chance: random.Random, max_samples: int, max_bytes: int, *, first: float = 1.0
+) -> Iterator[dict[str, Any]]:
+    """The samples in random order, as far as a buffer of bounded number and size allows.
+
+    :param first: share of the buffer that is filled before the first sample is given; it grows with each that is.
+    """
+    samples = iter(samples)
+    buffer: list[dict[str, Any]] = []
+    held, share = 0, first
+    while True:
+        while not buffer or (len(buffer) < share * max_samples and held < share * max_bytes):
+            sample = next(samples, None)
+            if sample is None:
+                break
+            buffer.append(sample)
+            held += _nbytes(sample)
+        if not buffer:
+            return
+        place = chance.randrange(len(buffer))
+        buffer[place], buffer[-1] = buffer[-1], buffer[place]
+        held -= _nbytes(buffer[-1])
+        yield buffer.pop()
+        share = min(1.0, share + 1 / max_samples)
+
+
+def _nbytes(sample: dict[str, Any]) -> int:
+    return sum(
+        value.nbytes if isinstance(value, torch.Tensor) else len(value)
+        for value in sample.values()
+        if isinstance(value, torch.Tensor | bytes | str)
+    )
+
+
+def inference_batches(
+    dataset: Dataset, shard_size: int, batch_size: int, is_mine: Callable[[int], bool], workers: int = 0
+) -> Iterator[tuple[int, Batch]]:
+    """(shard, batch) for the shards of this process; shard k are the samples from k * shard_size. No batch spans two.
+
+    Samples that are skipped are missing from their batches. Of a stream, those of other shards are read and dropped.
+
+    :param workers: threads that read and decode.
+    """
+    if isinstance(dataset, StreamDataset):
+        decode = dataset.decode
+        numbered = _stream_batches(dataset, shard_size, batch_size, is_mine)
+        readers = ((shard, [(i, partial(decode, raw)) for i, raw in samples]) for shard, samples in numbered)
+        made = ordered_map(lambda part: (part[0], _present(part[1], dataset)), readers, workers)
+    else:
+        parts = (part for part in shard_ranges(len(dataset), shard_size, batch_size) if is_mine(part[0]))
+
+        def read(part: tuple[int, range]) -> tuple[int, Batch | None]:
+            shard, indices = part
+            if not dataset.skips.skips:
+                return shard, Batch(list(indices), read_batch(dataset, indices))
+            batch = _present(((index, partial(dataset.__getitem__, index)) for index in indices), dataset)
+            dataset.skips.check(len(dataset) - dataset.skips.count())
+            return shard, batch
+
+        made = ordered_map(read, parts, workers)
+    for shard, batch in made:
+        if batch is not None:
+            yield shard, batch
+
+
+def all_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """All samples in batches of ``batch_size``, the last one smaller."""
+    for _, batch in inference_batches(dataset, batch_size, batch_size, lambda shard: True, workers):
+        yield batch
+
+
+def _present(readers: Iterable[tuple[int, Callable[[], Sample]]], dataset: Dataset) -> Batch | None:
+    """The samples that can be read, as a batch; None where there are none."""
+    found = [(index, sample) for index, read in readers if (sample := dataset.skips.read(index, read)) is not None]
+    return Batch([index for index, _ in found], collate([sample for _, sample in found])) if found else None
+
+
+def _stream_batches(
+    stream: StreamDataset, shard_size: int, batch_size: int, is_mine: Callable[[int], bool]
+) -> Iterator[tuple[int, list[tuple[int, Sample]]]]:
+    samples = enumerate(stream.raw_samples())
+    for shard in count():
+        of_shard = islice(samples, shard_size)
+        empty = True
+        while batch := list(islice(of_shard, batch_size)):
+            empty = False
+            if is_mine(shard):
+                yield shard, batch
+        if empty:
+            return
+
+
+def shard_ranges(samples: int, shard_size: int, batch_size: int) -> Iterator[tuple[int, range]]:
+    """(shard, indices) for batches of at most ``batch_size`` samples that do not span two shards."""
+    for begin in range(0, samples, shard_size):
+        end = min(begin + shard_size, samples)
+        for first in range(begin, end, batch_size):
+            yield begin // shard_size, range(first, min(first + batch_size, end))

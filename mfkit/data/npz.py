@@ -17,17 +17,16 @@ from numpy.lib.format import read_array, write_array, write_array_header_1_0
 from torch import Tensor
 
 from mfkit.artifacts.artifact import Artifact, file_digest
-from mfkit.artifacts.atomic import whole_file, writing
-from mfkit.artifacts.json_files import fields, parse_json
-from mfkit.artifacts.schema import check_config
-from mfkit.data.codecs import array_header
-from mfkit.data.skip import Damage
-from mfkit.errors import MALFORMED, InputError, OutputError, reason
+from mfkit.artifacts.atomic import atomic_write, write_errors
+from mfkit.artifacts.json_files import parse, parse_json
+from mfkit.data.codecs import MAX_CLASSES, array_header
+from mfkit.data.skip import SkipPolicy
+from mfkit.errors import DECODING_ERRORS, InputError, OutputError, is_out_of_memory, reason
 from mfkit.runtime.distributed import processes
 
-_UNPACKED, _MOST_PACKED = 1 << 28, 100
+_ALWAYS_UNPACKED, _MAX_RATIO = 1 << 28, 100
 """An array of more bytes than the first must not be more than so many times as large as it is packed."""
-_LONGEST_TEXT = 1 << 20
+_MAX_TEXT = 1 << 20
 """Bytes of the conditions."""
 
 
@@ -39,7 +38,7 @@ class NpzWriter:
         self._parts = {name: path.with_name(f".{path.name}.{name}.partial") for name in ("arr_0", "arr_1")}
         if self._state.is_main_process:
             try:
-                with writing(path):
+                with write_errors(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     _create(self._parts["arr_0"], np.uint8, (count, size, size, 3))
                     _create(self._parts["arr_1"], np.int64, (count,))
@@ -49,24 +48,24 @@ class NpzWriter:
         self._state.wait_for_everyone()
         self._files = {name: part.open("r+b") for name, part in self._parts.items()}
 
-    def put(self, rows: range, images: Tensor, labels: Tensor) -> None:
-        """Images (B, 3, S, S) uint8 and labels (B,) at these rows."""
+    def put(self, indices: range, images: Tensor, labels: Tensor) -> None:
+        """Images (B, 3, S, S) uint8 and labels (B,) at these indices."""
         for name, values in (("arr_0", images.permute(0, 2, 3, 1)), ("arr_1", labels)):
             data = values.contiguous().numpy()
             file = self._files[name]
-            with writing(self._path):
+            with write_errors(self._path):
                 row = data.nbytes // len(data)
-                file.seek((rows.start - self._count) * row, os.SEEK_END)
+                file.seek((indices.start - self._count) * row, os.SEEK_END)
                 file.write(data.data)
 
     def finish(self, conditions: Mapping[str, Any]) -> None:
         """Waits for all processes and writes the archive, with a member ``conditions``: how the images were drawn."""
-        with writing(self._path):
+        with write_errors(self._path):
             for file in self._files.values():
                 file.flush()
         self._state.wait_for_everyone()
         if self._state.is_main_process:
-            with whole_file(self._path) as partial, zipfile.ZipFile(partial, "w") as archive:
+            with atomic_write(self._path) as partial, zipfile.ZipFile(partial, "w") as archive:
                 for name, part in self._parts.items():
                     entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day: the same images, the same bytes
                     with part.open("rb") as data, archive.open(entry, "w", force_zip64=True) as member:
@@ -121,10 +120,13 @@ def read_npz(path: Path, *names: str) -> Npz:
         with zipfile.ZipFile(path) as archive:
             held = {name.removesuffix(".npy") for name in archive.namelist()}
             arrays = {name: _array(archive, f"{name}.npy") for name in names if name in held}
-            told = _text(archive, "conditions.npy") if "conditions" in held else "{}"
-    except (OSError, zipfile.BadZipFile, *MALFORMED) as error:
+            text = _text(archive, "conditions.npy") if "conditions" in held else "{}"
+    except (OSError, zipfile.BadZipFile, *DECODING_ERRORS) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path} cannot be read as .npz: {reason(error)}") from error
-    return Npz(held, arrays, fields(parse_json(told, f"{path}: its conditions"), f"{path}: its conditions"))
+    source = f"{path}: its conditions"
+    return Npz(held, arrays, parse(dict, parse_json(text, source), source))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -133,14 +135,14 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as member:
         shape, _, dtype = array_header(member)
         size = math.prod(shape) * dtype.itemsize
-        if size != entry.file_size - member.tell() or size > max(_UNPACKED, _MOST_PACKED * entry.compress_size):
+        if size != entry.file_size - member.tell() or size > max(_ALWAYS_UNPACKED, _MAX_RATIO * entry.compress_size):
             raise ValueError(f"{name} is {shape} of {dtype} in {entry.compress_size} bytes")
     with archive.open(name) as member:
         return read_array(member, allow_pickle=False)
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
-    if archive.getinfo(name).file_size > _LONGEST_TEXT:
+    if archive.getinfo(name).file_size > _MAX_TEXT:
         raise ValueError(f"{name} is of {archive.getinfo(name).file_size} bytes")
     with archive.open(name) as member:
         return str(read_array(member, allow_pickle=False))
@@ -151,19 +153,19 @@ class NpzImages:
 
     def __init__(self, path: Path, size: int | None) -> None:
         """:param size: the side that the images must have; None takes any."""
-        self._path, self.damage = path, Damage()
+        self._path, self.skips = path, SkipPolicy()
         found = read_npz(path, "arr_0", "arr_1")
         if "arr_0" not in found.arrays:
             raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC)")
         self._images, self._config = found.arrays["arr_0"], found.conditions
-        check_config("images", self._config, path)
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             held = f"{self._images.dtype} {self._images.shape}"
             raise InputError(f"{path}: arr_0 is {held}; expected: uint8 (N, H, W, 3)")
         self._labels = found.arrays.get("arr_1", np.zeros(len(self._images), int))
         if self._labels.shape != self._images.shape[:1] or self._labels.dtype.kind not in "iu":
             raise InputError(f"{path}: arr_1 is {self._labels.dtype} {self._labels.shape}; expected: a label per image")
-        classes = len(self._config["classes"]) if "classes" in self._config else 1 << 20
+        names = parse(list[str], self._config.get("class_names", []), path)
+        classes = len(names) or MAX_CLASSES
         if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < classes:
             raise InputError(f"{path}: arr_1 holds labels outside its {classes} classes")
         if size and self._images.shape[1:3] != (size, size):
@@ -171,7 +173,7 @@ class NpzImages:
 
     @property
     def artifact(self) -> Artifact:
-        return Artifact(self._path, "images", self._config, {}, content_digest=file_digest(self._path))
+        return Artifact(self._path, "images", self._config, content_digest=file_digest(self._path))
 
     def __len__(self) -> int:
         return len(self._images)

@@ -10,56 +10,57 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from mfkit.runtime.distributed import available_cores
+
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 def spare_threads() -> int:
-    """Threads for packing pictures beside the one that drives the device: this process's share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Threads for packing images beside the one that drives the device: this process's share of the cores."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Generator[T]:
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T]:
     """The items, made by a thread of its own, at most ``depth`` of them before they are asked for.
 
     An error of theirs is raised here, in its place. When this iterator is closed, the thread ends after its item.
     """
-    line = _Line[T](depth)
+    buffer = _Buffer[T](depth)
 
     def make() -> None:
         _keep_to_one_core()
-        line.fill(items)
+        buffer.fill(items)
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:
-        yield from line
+        yield from buffer
     finally:
-        line.stopped.set()
+        buffer.stopped.set()
         thread.join()
 
 
-def behind(consume: Callable[[Iterator[T]], U], items: Iterable[T], depth: int = 2) -> U:
+def in_background(consume: Callable[[Iterator[T]], U], items: Iterable[T], depth: int = 2) -> U:
     """What ``consume`` makes of the items, in a thread of its own: the next items are made here meanwhile.
 
     An error of the items is raised in ``consume``, so that it cleans up, and then here; so is an error of its own.
     """
-    line = _Line[T](depth)
+    buffer = _Buffer[T](depth)
     with ThreadPoolExecutor(1, initializer=_keep_to_one_core) as pool:
-        result = pool.submit(_until_stopped, consume, line)
-        line.fill(items)
+        result = pool.submit(_until_stopped, consume, buffer)
+        buffer.fill(items)
         return result.result()
 
 
-def _until_stopped(consume: Callable[[Iterator[T]], U], line: "_Line[T]") -> U:
+def _until_stopped(consume: Callable[[Iterator[T]], U], buffer: "_Buffer[T]") -> U:
     try:
-        return consume(iter(line))
+        return consume(iter(buffer))
     finally:
-        line.stopped.set()
+        buffer.stopped.set()
 
 
-class _Line(Generic[T]):
+class _Buffer(Generic[T]):
     """Items on their way from one thread to another, at most so many."""
 
     def __init__(self, depth: int) -> None:
@@ -100,7 +101,7 @@ def _keep_to_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def in_order(function: Callable[[T], U], items: Iterable[T], threads: int) -> Generator[U]:
+def ordered_map(function: Callable[[T], U], items: Iterable[T], threads: int) -> Generator[U]:
     """``function`` of each item, in their order, by so many threads and twice as many items ahead; by none with 0."""
     if not threads:
         yield from map(function, items)

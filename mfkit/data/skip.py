@@ -1,12 +1,12 @@
-"""Samples and shards that cannot be read: an error, or, where the user says so, left out, counted and told."""
+"""What happens to samples and shards that cannot be read: an error, or, where the user says so, they are skipped."""
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate.utils import gather_object
 
-from mfkit.config.settings import OnBad
+from mfkit.config.settings import OnError
 from mfkit.errors import InputError
 from mfkit.runtime.distributed import processes
 
@@ -14,85 +14,86 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MOST = 0.01
-"""Share of the samples that may be left out."""
-_TOLD = 3
-"""How many are told one by one."""
+MAX_SHARE = 0.01
+"""Of the samples that may be skipped."""
+_MESSAGES = 3
+"""How many are reported one by one."""
 
 
-class Damage:
-    """What of a source could not be read. Used by several threads; each process has its own."""
+class SkipPolicy:
+    """Which samples of a dataset could not be read. Used by several threads; each process has its own."""
 
-    def __init__(self, on_bad: OnBad = "error") -> None:
-        self.skips = on_bad == "skip"
-        self._samples: dict[object, str] = {}
-        """What was wrong with a sample, by its place."""
+    def __init__(self, on_error: OnError = "raise") -> None:
+        self.skips = on_error == "skip"
+        self._skipped: dict[Any, str] = {}
+        """Why a sample was skipped, by its place."""
         self._cut: dict[str, int] = {}
-        """Samples found in shards that are damaged as a whole."""
+        """Samples found in shards that are damaged."""
         self._whole: dict[str, int] = {}
         """Samples in the others."""
         self._total: int | None = None
-        """Samples of the source, as far as that is known."""
-        self._told: set[object] = set()
+        """Samples of the dataset, as far as that is known."""
+        self._reported: set[object] = set()
 
-    def sample(self, place: object, read: Callable[[], T]) -> T | None:
-        """What ``read`` gives, or None where the sample at a place is broken and may be left out."""
-        if place in self._samples:
+    def read(self, place: object, read: Callable[[], T]) -> T | None:
+        """What ``read`` gives, or None where the sample at a place is unreadable and skipped."""
+        if place in self._skipped:
             return None
         try:
             return read()
         except InputError as error:
-            self._refuse_unless_skipping(error)
-            self._samples[place] = str(error)
+            self._raise_unless_skipping(error)
+            self._skipped[place] = str(error)
             return None
 
-    def shard(self, name: str, found: int, error: InputError | None) -> None:
+    def add_shard(self, name: str, samples: int, error: InputError | None) -> None:
         """A shard has been read: to its end, or up to where it is damaged."""
         if error is None:
-            self._whole[name] = found
+            self._whole[name] = samples
             return
-        self._refuse_unless_skipping(error)
-        self._cut[name] = found
-        self._samples[name] = str(error)
+        self._raise_unless_skipping(error)
+        self._cut[name] = samples
+        self._skipped[name] = str(error)
 
-    def check(self, samples: int, *, so_far: bool = False) -> None:
-        """Refuses to go on when more of so many samples than :data:`MOST` have been left out.
+    def check(self, readable: int, *, so_far: bool = False) -> None:
+        """Refuses to go on when more than :data:`MAX_SHARE` of the samples have been skipped.
 
-        :param samples: those that can be read; ``so_far``: the source has more of them.
+        :param so_far: the dataset has more samples than these.
         :raises InputError: it names the first.
         """
-        lost = self.count()
+        skipped = self.count()
         if not so_far:
-            self._total = samples + lost
-        if lost > MOST * (samples + lost):
-            first = next(iter(self._samples.values()))
-            raise InputError(f"{lost} of {samples + lost} samples cannot be read, more than {MOST:.0%}; first: {first}")
+            self._total = readable + skipped
+        if skipped > MAX_SHARE * (readable + skipped):
+            first = next(iter(self._skipped.values()))
+            raise InputError(
+                f"{skipped} of {readable + skipped} samples cannot be read, more than {MAX_SHARE:.0%}; first: {first}"
+            )
 
     def count(self) -> int:
-        """Samples left out; of a damaged shard as many as it has fewer than the others have, at least one."""
+        """Samples skipped; of a damaged shard as many as it has fewer than the others have, at least one."""
         usual = max(self._whole.values(), default=0)
-        return len(self._samples) - len(self._cut) + sum(max(1, usual - found) for found in list(self._cut.values()))
+        return len(self._skipped) - len(self._cut) + sum(max(1, usual - found) for found in list(self._cut.values()))
 
-    def among(self, rows: range) -> dict[int, str]:
-        """What was wrong with these rows of a source whose samples are placed by their number."""
-        return {row: self._samples[row] for row in rows if row in self._samples}
+    def among(self, indices: range) -> dict[int, str]:
+        """Why samples with these indices were skipped."""
+        return {index: self._skipped[index] for index in indices if index in self._skipped}
 
-    def add(self, samples: Mapping[int, str]) -> None:
-        """Counts what another run or process left out."""
-        for row, why in samples.items():
-            self._samples[row] = why
+    def add(self, skipped: Mapping[int, str]) -> None:
+        """Counts what another run or process skipped."""
+        self._skipped.update(skipped)
 
-    def agree(self, readable: int | None = None) -> None:
-        """What any process left out counts for all. All processes call it.
+    def sync(self, readable: int | None = None) -> None:
+        """What any process skipped counts for all. All processes call it.
 
         :param readable: samples that could be read, where that is known better here.
-        :raises InputError: too much was left out.
+        :raises InputError: too many were skipped.
         """
         if not self.skips:
             return
         totals = []
-        for samples, cut, whole, total in gather_object([(self._samples, self._cut, self._whole, self._total)]):
-            self._samples |= samples
+        for skipped, cut, whole, total in gather_object([(self._skipped, self._cut, self._whole, self._total)]):
+            self._skipped |= skipped
             self._cut |= cut
             self._whole |= whole
             totals += [total] if total else []
@@ -103,19 +104,19 @@ class Damage:
             try:
                 self.check(readable)
             except InputError as error:
-                error.everywhere = True
+                error.in_all_processes = True
                 raise
 
     def report(self) -> None:
-        """Tells what all processes left out since the last report, and how many it was. All processes call it."""
-        self.agree()
-        new = [why for place, why in self._samples.items() if place not in self._told]
-        self._told |= self._samples.keys()
+        """Logs what all processes skipped since the last report, and how many that was. All processes call it."""
+        self.sync()
+        new = [why for place, why in self._skipped.items() if place not in self._reported]
+        self._reported |= self._skipped.keys()
         if new and processes().is_main_process:
-            for why in new[:_TOLD]:
-                logger.warning("left out: %s", why)
-            logger.warning("%d samples could not be read and were left out", self.count())
+            for why in new[:_MESSAGES]:
+                logger.warning("skipped: %s", why)
+            logger.warning("skipped %d unreadable samples", self.count())
 
-    def _refuse_unless_skipping(self, error: InputError) -> None:
+    def _raise_unless_skipping(self, error: InputError) -> None:
         if not self.skips:
             raise error

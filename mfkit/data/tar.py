@@ -1,4 +1,4 @@
-"""Members of tars that anyone may have written: no damage taken for the end, nothing larger than it may be."""
+"""Members of tars that anyone may have written: damage is not taken for the end, and sizes are bounded."""
 
 import re
 import tarfile
@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, Literal, Self
 
-from mfkit.errors import MALFORMED
+from mfkit.errors import DECODING_ERRORS
 
 BLOCK = 512
 _NAMED = re.compile(r"(^|/)[^./][^/]*\.[^/]*$")
-"""A name of a key and a suffix."""
-LARGEST = 1 << 30
+"""A name with a key and a suffix."""
+MAX_BYTES = 1 << 30
 """Bytes of a member, and of a sample."""
-_PADDING = 1 << 20
+_MAX_PADDING = 1 << 20
 """Bytes of empty blocks after the last member; tars that are joined go on after them."""
-_LONGEST = 1 << 20
+_MAX_HEADER = 1 << 20
 """Bytes of a header that continues another: a long name, or records of the POSIX format."""
 _CONTINUED = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
 )  # fmt: skip
 
-DAMAGED = (tarfile.TarError, OSError, *MALFORMED)
+TAR_ERRORS = (tarfile.TarError, OSError, *DECODING_ERRORS)
 """What reading a damaged tar raises."""
 
 
@@ -41,7 +41,7 @@ class _Member(tarfile.TarInfo):
         if len(buf) == BLOCK and not any(buf):
             raise _EmptyBlock("a header that is empty")
         member = super().frombuf(buf, encoding, errors)
-        if member.type in _CONTINUED and member.size > _LONGEST:
+        if member.type in _CONTINUED and member.size > _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {member.size} bytes")
         return member
 
@@ -57,7 +57,7 @@ def members(
 
     :param mode: tarfile's: ``r:`` for a file, ``r|*`` for a stream, perhaps compressed.
     :param part: these are some members of a tar, which has no such block.
-    :raises: one of :data:`DAMAGED`.
+    :raises: one of :data:`TAR_ERRORS`.
     """
     # Opening reads the first header; a tar that begins with its end holds nothing.
     with suppress(_EmptyBlock), tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:
@@ -67,7 +67,7 @@ def members(
             if member.size < 0 or tar.offset <= member.offset:
                 raise tarfile.ReadError(f"{member.name!r} is of {member.size} bytes")
             if member.isreg() and _NAMED.search(member.name):
-                if member.issparse() or member.size > LARGEST:
+                if member.issparse() or member.size > MAX_BYTES:
                     raise tarfile.ReadError(f"{member.name!r} is sparse or too large: {member.size} bytes")
                 tar.fileobj.seek(member.offset_data)
                 yield member, tar
@@ -86,7 +86,7 @@ def content(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
 
 def _next(tar: tarfile.TarFile, part: bool) -> tarfile.TarInfo | None:
     ended = part
-    for _ in range(_PADDING // BLOCK):
+    for _ in range(_MAX_PADDING // BLOCK):
         try:
             return _Member.fromtarfile(tar)
         except _EmptyBlock:

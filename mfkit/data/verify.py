@@ -1,38 +1,37 @@
-"""inspect --verify: every digest and every member of a file or folder, held against what it says of itself."""
+"""verify: every digest and every member of a file or folder, held against what it says of itself."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mfkit.artifacts.artifact import INDEX_NAME, file_digest, index_is_intact, open_artifact
-from mfkit.artifacts.safetensors_files import intact, read_tensors, safetensors_header
-from mfkit.autoencoders import weights
-from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, broken, decode_image, label_member
+from mfkit.artifacts.artifact import INDEX_NAME, file_digest, open_artifact
+from mfkit.artifacts.safetensors_files import is_intact, read_header, read_tensors
+from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, decode_image, label_member, unreadable
 from mfkit.data.images import ImageFolder, read_image
+from mfkit.data.index import STREAM_END, STREAM_HEADER, FolderIndex, index_is_intact, read_index
 from mfkit.data.npz import read_npz
-from mfkit.data.shards import STREAM_END, STREAM_HEADER, read_files, read_index, unfinished
-from mfkit.data.skip import Damage
-from mfkit.data.stream import shard_urls
-from mfkit.data.tar import DAMAGED, content, members, split_name
-from mfkit.errors import InputError, reason, using
+from mfkit.data.shards import shard_urls
+from mfkit.data.skip import SkipPolicy
+from mfkit.data.tar import TAR_ERRORS, content, members, split_name
+from mfkit.data.writer import is_unfinished
+from mfkit.errors import InputError, decoding_errors, reason
 from mfkit.formats import diffusers_folder
+from mfkit.loading import NETWORK_KINDS, load
 
 _SHOWN = 20
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """What was checked, and what is damaged: ``checked``, a number of things, and ``damaged``, a list of texts."""
+    """What was checked, and what is damaged: ``checked`` and ``damaged``, numbers of things, and ``first``, texts."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    checked, damaged = 0, []
-    for wrong in _checks(path):
-        checked += 1
-        if wrong is not None:
-            damaged.append(wrong)
-    return {"path": str(path), "checked": checked, "damaged": len(damaged), "first": damaged[:_SHOWN]}
+    results = list(_checks(path))
+    damaged = [wrong for wrong in results if wrong is not None]
+    return {"path": str(path), "checked": len(results), "damaged": len(damaged), "first": damaged[:_SHOWN]}
 
 
 Checks = Iterator[str | None]
@@ -51,54 +50,53 @@ def _checks(path: Path) -> Checks:
 
 
 def _folder(folder: Path) -> Checks:
-    if unfinished(folder):
+    if is_unfinished(folder):
         yield f"{folder} is not finished: run the command that writes it again"
         return
     if diffusers_folder.class_name(folder):
         for file in sorted(folder.rglob("*.safetensors")):
             yield from _tensors(file)
         return
-    indexed = (folder / INDEX_NAME).exists()
     shards = sorted(folder.glob("*.tar"))
-    if indexed:
-        kind = open_artifact(folder).kind
-        yield None if index_is_intact(folder) else f"{folder / INDEX_NAME}: its digest is another"
-        if pictures := read_files(folder):
-            yield from _pictures(folder, pictures)
+    if (folder / INDEX_NAME).exists():
+        kind, index = open_artifact(folder).kind, read_index(folder)
+        yield None if index_is_intact(folder) else f"{folder / INDEX_NAME}: checksum mismatch"
+        if index.files:
+            yield from _image_files(folder, index.files)
             return
         if shards or kind != "images":
-            yield from _indexed(folder)
+            yield from _indexed(folder, index)
             return
     if shards:
         for url in shard_urls(str(folder)):
             yield from _tar(Path(url))
         return
-    images = ImageFolder(folder, None, Damage())
-    yield from (_said(lambda row=row: images[row]) for row in range(len(images)))
+    images = ImageFolder(folder, None, SkipPolicy())
+    yield from (_error_of(partial(images.__getitem__, index)) for index in range(len(images)))
 
 
-def _pictures(folder: Path, digests: dict[str, str]) -> Checks:
-    """Pictures that mfkit wrote: each decodes and is what it was, with none more or fewer."""
+def _image_files(folder: Path, digests: dict[str, str]) -> Checks:
+    """Images that mfkit wrote: each decodes and is what it was, with none more or fewer."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     for name, file in files.items():
         if file.suffix[1:].lower() not in IMAGE_SUFFIXES or not file.is_file():
             continue
         if name not in digests:
-            yield f"{file} is none of the folder's pictures"
+            yield f"{file} is none of the folder's images"
             continue
-        wrong = _said(lambda file=file: read_image(file, None))
-        yield wrong or (None if file_digest(file) == digests[name] else f"{file}: its digest is another")
+        wrong = _error_of(partial(read_image, file, None))
+        yield wrong or (None if file_digest(file) == digests[name] else f"{file}: checksum mismatch")
     yield from (f"{folder / name} is missing" for name in digests if name not in files)
 
 
-def _indexed(folder: Path) -> Checks:
+def _indexed(folder: Path, index: FolderIndex) -> Checks:
     """Shards that mfkit wrote."""
-    for shard in read_index(folder):
+    for shard in index.shards:
         file = folder / shard.name
         if not file.is_file():
             yield f"{file} is missing"
             continue
-        yield None if file_digest(file) == shard.digest else f"{file}: its digest is another"
+        yield None if file_digest(file) == shard.digest else f"{file}: checksum mismatch"
         yield from _tar(file)
 
 
@@ -111,8 +109,8 @@ def _tar(file: Path) -> Checks:
                 names.add(member.name)
                 key, suffix = split_name(member.name)
                 sample = {"__url__": str(file), "__key__": key, suffix: content(member, tar)}
-                yield _said(lambda sample=sample, suffix=suffix: _member(sample, suffix))
-    except DAMAGED as error:
+                yield _error_of(partial(_member, sample, suffix))
+    except TAR_ERRORS as error:
         yield f"{file} is damaged or truncated: {reason(error)}"
     if STREAM_HEADER in names and STREAM_END not in names:
         yield f"{file} ended early: its writer stopped"
@@ -121,7 +119,7 @@ def _tar(file: Path) -> Checks:
 def _member(sample: dict[str, Any], suffix: str) -> None:
     if suffix.endswith(".npy"):
         if not torch.isfinite(array_member(sample, suffix)).all():
-            raise broken(sample, f"{suffix} holds numbers that are not finite")
+            raise unreadable(sample, f"{suffix} holds numbers that are not finite")
     elif suffix in IMAGE_SUFFIXES:
         decode_image(sample[suffix], None, f"{sample['__key__']}.{suffix} in {sample['__url__']}")
     elif suffix == "cls":
@@ -131,41 +129,41 @@ def _member(sample: dict[str, Any], suffix: str) -> None:
 def _tensors(file: Path) -> Checks:
     """A safetensors file: its digest, its network, its numbers."""
     try:
-        ours = any(name.startswith("mfkit.") for name in safetensors_header(file).get("__metadata__", {}))
-        whole = intact(file)
+        ours = any(name.startswith("mfkit.") for name in read_header(file).metadata)
+        intact = is_intact(file)
     except InputError as error:
         yield str(error)
         return
-    yield None if whole or (whole is None and not ours) else f"{file}: its digest is another"
-    if whole is False:
+    yield None if intact or (intact is None and not ours) else f"{file}: checksum mismatch"
+    if intact is False:
         return
     for name, value in read_tensors(file).items():
         finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
         yield None if finite else f"{file}: {name} holds numbers that are not finite"
     if ours:
-        yield _said(lambda: _load(file))
+        yield _error_of(lambda: _load(file))
 
 
 def _load(file: Path) -> None:
-    if open_artifact(file).kind in weights.KINDS:
-        weights.load(file)
+    if open_artifact(file).kind in NETWORK_KINDS:
+        load(file)
 
 
 def _npz(file: Path) -> str | None:
     def check() -> None:
         read_npz(file, "arr_0", "arr_1", "mu", "sigma")
         try:
-            with using(file), zipfile.ZipFile(file) as archive:
+            with decoding_errors(file), zipfile.ZipFile(file) as archive:
                 member = archive.testzip()
         except zipfile.BadZipFile as error:
             raise InputError(f"{file} is damaged: {error}") from error
         if member:
             raise InputError(f"{file}: {member} is damaged")
 
-    return _said(check)
+    return _error_of(check)
 
 
-def _said(check: Any) -> str | None:
+def _error_of(check: Callable[[], object]) -> str | None:
     """What a check says is wrong."""
     try:
         check()

@@ -1,28 +1,127 @@
-"""A folder of results in the making: shared among processes, resumed where it stopped, complete with its index."""
+"""What mfkit writes of samples: plain tars for any WebDataset reader, a folder of them with its index, a stream.
 
+A folder is shared among processes, resumed where it stopped, and complete once its index is there.
+"""
+
+import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from mfkit.artifacts.artifact import FOLDER_KINDS, Artifact, open_artifact
-from mfkit.artifacts.atomic import sole_writer, write_text
-from mfkit.config.settings import differing
-from mfkit.data.shards import PROGRESS, Shard, unfinished, write_index, write_shard
-from mfkit.errors import InputError, OutputError
+import webdataset as wds
+
+from mfkit.artifacts.artifact import FOLDER_KINDS, Artifact, Provenance, describe, open_artifact
+from mfkit.artifacts.atomic import atomic_write, output_is_complete, write_text, writer_lock
+from mfkit.data.index import STREAM_END, STREAM_HEADER, FolderIndex, Shard, StoredArray, scan_sample, write_index
+from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.runtime.distributed import processes
+from mfkit.setting import differences
 
 logger = logging.getLogger(__name__)
 
-_LABEL, _LEFT_OUT, _FILES = "largest_label", "left_out", "files"
+STREAM = "-"
+"""The location that stands for a tar stream on standard input or output."""
+_PROGRESS = ".progress"
+"""Subfolder of records in a folder that is still being written."""
+
+TarSample = dict[str, Any]
+"""``__key__``, and bytes by suffix."""
 
 
-class Production:
-    """Process k of W writes the shards k, k + W, …; a shard that is marked as finished is not written again.
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What is recorded of a finished part of a folder: a shard, or image files."""
+
+    shard: Shard | None = None
+    arrays: dict[str, StoredArray] = field(default_factory=dict)
+    skipped: dict[int, str] = field(default_factory=dict)
+    """Why samples are missing, by their index."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Digests of image files by their paths in the folder."""
+
+
+def write_shard(path: Path, samples: Iterable[TarSample]) -> ShardRecord:
+    """Writes samples as one tar, the same bytes for the same samples."""
+    labels: list[int] = []
+
+    def labelled() -> Iterator[TarSample]:
+        for sample in samples:
+            labels.append(int(sample.get("cls", b"0")))
+            yield sample
+
+    with atomic_write(path) as partial:
+        with partial.open("wb") as file:
+            offsets = _write_tar(file, labelled())
+        with partial.open("rb") as written:
+            first = written.read(offsets[1]) if len(offsets) > 1 else b""
+            written.seek(0)
+            digest = "sha256:" + hashlib.file_digest(written, "sha256").hexdigest()
+    alike = len({end - begin for begin, end in zip(offsets, offsets[1:], strict=False)}) == 1
+    arrays = scan_sample(first).arrays if alike else {}
+    return ShardRecord(
+        shard=Shard(name=path.name, digest=digest, samples=len(labels), offsets=offsets, labels=labels),
+        arrays={
+            name: StoredArray(dtype=layout.dtype, shape=list(layout.shape), offset=begin)
+            for name, (layout, begin) in arrays.items()
+        },
+    )
+
+
+def write_stream(
+    file: IO[bytes], kind: str, config: Mapping[str, Any], provenance: Provenance, samples: Iterable[TarSample]
+) -> None:
+    """One tar of samples that describes itself first and says at the end that it is whole."""
+    header = json.dumps(describe(kind, config, provenance)).encode()
+
+    def members() -> Iterator[TarSample]:
+        yield _member(STREAM_HEADER, header)
+        count = 0
+        for sample in samples:
+            count += 1
+            yield sample
+        yield _member(STREAM_END, json.dumps({"samples": count}).encode())
+
+    _write_tar(file, members())
+    file.flush()
+
+
+def write_standard_output(
+    kind: str, config: Mapping[str, Any], provenance: Provenance, samples: Iterable[TarSample]
+) -> None:
+    """:func:`write_stream` to standard output, which has room for one process only."""
+    if processes().num_processes > 1:
+        raise UsageError("a stream on standard output has one writer; run one process, or write a folder with -o")
+    write_stream(sys.stdout.buffer, kind, config, provenance, samples)
+
+
+def _member(name: str, data: bytes) -> TarSample:
+    key, _, suffix = name.partition(".")
+    return {"__key__": key, suffix: data}
+
+
+def _write_tar(file: IO[bytes], samples: Iterable[TarSample]) -> list[int]:
+    """Writes the samples: the byte at which each begins, and the end of the last."""
+    offsets = [0]
+    with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write(sample)
+            offsets.append(writer.tarstream.offset)
+    return offsets
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a command was interrupted while it wrote this folder."""
+    return (folder / _PROGRESS).exists()
+
+
+class FolderWriter:
+    """Process k of W writes the shards k, k + W, …; a shard that is committed is not written again.
 
     A context manager: within it, no other command may write the folder.
     """
@@ -36,130 +135,123 @@ class Production:
         :param shards: how many there will be, where that is known.
         """
         self.folder = folder
-        self._progress = folder / PROGRESS
-        self._begun = self._progress / "settings"
-        self._identity = dict(settings) | {role: artifact.digest for role, artifact in inputs.items()}
+        self._progress = folder / _PROGRESS
+        self._started = self._progress / "settings"
+        self._resume_key = dict(settings) | {role: artifact.digest for role, artifact in inputs.items()}
         self._inputs = [artifact.path for artifact in inputs.values()]
         self._overwrite = overwrite
-        self._state = processes()
+        self._world = processes()
         self._lock = ExitStack()
-        if shards is not None and shards < self._state.num_processes and self._state.is_main_process:
-            logger.warning("%d shards for %d processes: some have nothing to do", shards, self._state.num_processes)
+        if shards is not None and shards < self._world.num_processes and self._world.is_main_process:
+            logger.warning("%d shards for %d processes: some have nothing to do", shards, self._world.num_processes)
 
     def __enter__(self) -> Self:
-        if self._state.is_main_process:
-            self._lock.enter_context(sole_writer(self.folder))
+        if self._world.is_main_process:
+            self._lock.enter_context(writer_lock(self.folder))
             try:
-                self._begin()
+                self._start()
             except BaseException:
                 self._lock.close()
                 raise
-        self._state.wait_for_everyone()
+        self._world.wait_for_everyone()
         return self
 
-    def _begin(self) -> None:
-        if self._overwrite or not self._begun.exists():
+    def _start(self) -> None:
+        if self._overwrite or not self._started.exists():
             _claim(self.folder, self._overwrite, self._inputs)
-            write_text(self._begun, json.dumps(self._identity))
+            write_text(self._started, json.dumps(self._resume_key))
             return
         try:
-            before = json.loads(self._begun.read_text())
+            before = json.loads(self._started.read_text())
         except ValueError as error:
-            raise OutputError(f"{self._begun} is damaged; give --overwrite to start anew") from error
-        if different := differing(before, self._identity):
-            raise OutputError(f"{self.folder} was begun otherwise ({different}); give --overwrite to start anew")
+            raise OutputError(f"{self._started} is damaged; pass --overwrite to start anew") from error
+        if different := differences(before, json.loads(json.dumps(self._resume_key))):
+            raise OutputError(
+                f"{self.folder} was started with different settings ({different}); pass --overwrite to start anew"
+            )
         for partial in self.folder.rglob(".*.partial"):  # of a process that was killed
             partial.unlink()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """After an error with nothing finished yet, no folder is left that stands for nothing."""
-        alone = self._state.num_processes == 1 and list(self.folder.iterdir()) == [self._progress]
+        """After an error with nothing committed yet, no folder is left that stands for nothing."""
+        alone = self._world.num_processes == 1 and list(self.folder.iterdir()) == [self._progress]
         if kind and alone and not any(self._progress.glob("*.json")):
             shutil.rmtree(self.folder)
         self._lock.close()
 
-    def wanted(self, shard: int) -> bool:
+    def is_mine(self, shard: int) -> bool:
         """Whether this process is to write the shard."""
-        return shard % self._state.num_processes == self._state.process_index and not self._mark(shard).exists()
+        return shard % self._world.num_processes == self._world.process_index and not self._record(shard).exists()
 
-    def write(
-        self, shard: int, samples: Iterable[dict[str, Any]], left_out: Callable[[], Mapping[int, str]] = dict
-    ) -> None:
-        """Writes a shard of samples as a tar, and marks it as finished.
+    def write(self, shard: int, samples: Iterable[TarSample], skipped: Callable[[], Mapping[int, str]] = dict) -> None:
+        """Writes a shard of samples as a tar, and commits it.
 
-        :param left_out: rows that are missing from it, and why, once it is written.
+        :param skipped: why samples are missing from it, by their index, once it is written.
         """
-        largest = 0
+        record = write_shard(self.folder / f"{shard:05d}.tar", samples)
+        self._commit(shard, asdict(record) | {"skipped": dict(skipped())})
 
-        def labelled() -> Iterator[dict[str, Any]]:
-            nonlocal largest
-            for sample in samples:
-                largest = max(largest, int(sample["cls"]))
-                yield sample
-
-        written = write_shard(self.folder / f"{shard:05d}.tar", labelled())
-        self._write_mark(shard, asdict(written) | {_LABEL: largest, _LEFT_OUT: list(left_out().items())})
-
-    def largest_label(self) -> int:
-        """The largest class index that any process wrote. Waits for all processes."""
-        self._state.wait_for_everyone()
-        return max((record[_LABEL] for record in self._records()), default=0)
-
-    def left_out(self) -> dict[int, str]:
-        """Rows that are missing from the shards that are finished, in this run or an earlier one. Waits for all."""
-        self._state.wait_for_everyone()
-        return {row: why for record in self._records() for row, why in record.get(_LEFT_OUT, [])}
-
-    def written(self) -> int:
-        """Samples in the shards that any process wrote, in this run or an earlier one. Waits for all processes."""
-        self._state.wait_for_everyone()
-        return sum(len(record["offsets"]) - 1 for record in self._records())
-
-    def mark_files(self, shard: int, files: Mapping[str, str]) -> None:
-        """Marks a part of the folder as finished that is files, not a tar.
+    def commit_files(self, shard: int, files: Mapping[str, str]) -> None:
+        """Commits a part of the folder that is image files, not a tar.
 
         :param files: their digests by their paths in the folder.
         """
-        self._write_mark(shard, {_FILES: dict(files)})
+        self._commit(shard, asdict(ShardRecord(files=dict(files))))
 
-    def _write_mark(self, shard: int, record: Mapping[str, Any]) -> None:
-        write_text(self._mark(shard), json.dumps(record))
+    def _commit(self, shard: int, record: Mapping[str, Any]) -> None:
+        write_text(self._record(shard), json.dumps(record))
 
-    def finish(self, kind: str, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-        """Waits for all processes and writes the index."""
-        self._state.wait_for_everyone()
-        if self._state.is_main_process:
-            shards = [
-                Shard(record["name"], record["digest"], record["offsets"])
-                for record in self._records()
-                if "offsets" in record
-            ]
-            files = {name: digest for record in self._records() for name, digest in record.get(_FILES, {}).items()}
-            write_index(self.folder, kind, config, provenance, shards, files)
-            for mark in self._progress.iterdir():
-                if mark != self._begun:
-                    mark.unlink()
-            self._begun.unlink()  # last: as long as it is there, the same command goes on
+    def records(self) -> list[ShardRecord]:
+        """What any process committed, in this run or an earlier one. Waits for all processes."""
+        self._world.wait_for_everyone()
+        return [_parse_record(json.loads(path.read_text())) for path in sorted(self._progress.glob("*.json"))]
+
+    def finish(
+        self, kind: str, config: Mapping[str, Any], provenance: Provenance, records: Sequence[ShardRecord]
+    ) -> None:
+        """Waits for all processes and writes the index of the ``records``."""
+        self._world.wait_for_everyone()  # until each has read them
+        if self._world.is_main_process:
+            shards = [record.shard for record in records if record.shard]
+            # Every shard has the same arrays, since one command wrote them all; an empty one has none.
+            arrays = next((record.arrays for record in records if record.arrays), {})
+            alike = all(record.arrays == arrays for record in records if record.shard and record.shard.samples)
+            index = FolderIndex(
+                samples=sum(shard.samples for shard in shards), shards=shards, arrays=arrays if alike else {},
+                files={name: digest for record in records for name, digest in record.files.items()},
+            )  # fmt: skip
+            write_index(self.folder, kind, config, provenance, index)
+            output_is_complete()
+            for path in self._progress.iterdir():
+                if path != self._started:
+                    path.unlink()
+            self._started.unlink()  # last: as long as it is there, the same command goes on
             self._progress.rmdir()
-        self._state.wait_for_everyone()
+        self._world.wait_for_everyone()
 
-    def _records(self) -> list[dict[str, Any]]:
-        return [json.loads(mark.read_text()) for mark in sorted(self._progress.glob("*.json"))]
-
-    def _mark(self, shard: int) -> Path:
+    def _record(self, shard: int) -> Path:
         return self._progress / f"{shard:08d}.json"
+
+
+def _parse_record(document: dict[str, Any]) -> ShardRecord:
+    return ShardRecord(
+        shard=Shard(**document["shard"]) if document["shard"] else None,
+        arrays={name: StoredArray(**array) for name, array in document["arrays"].items()},
+        skipped={int(index): why for index, why in document["skipped"].items()},
+        files=document["files"],
+    )
 
 
 def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
     """Refuses a folder as output that holds anything, unless ``overwrite`` and mfkit wrote it: then it is removed."""
     if folder.is_file():
         raise OutputError(f"{folder} is a file; give the name of a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name == _PROGRESS for path in folder.iterdir()):  # stopped before its first file
         return
     if not overwrite:
-        raise OutputError(f"{folder} exists; give --overwrite to replace it, or another name with -o")
+        raise OutputError(f"{folder} exists; pass --overwrite to replace it, or another name with -o")
     if folder.resolve() in {path.resolve() for path in inputs}:
-        raise OutputError(f"{folder} is an input of this command; give another name with -o")
+        raise OutputError(f"{folder} is an input of this command; pass another name with -o")
     if not _is_ours(folder):
         raise OutputError(f"{folder} was not written by mfkit, so --overwrite does not remove it")
     shutil.rmtree(folder)
@@ -167,6 +259,6 @@ def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return unfinished(folder) or open_artifact(folder).kind in FOLDER_KINDS
+        return is_unfinished(folder) or open_artifact(folder).kind in FOLDER_KINDS
     except InputError:
         return False

@@ -1,8 +1,11 @@
-"""Features of images, for the distances between sets of them: Inception's, a timm ViT's, or an RAE encoder's."""
+"""Feature extractors, for the distances between sets of images: Inception's, a timm ViT's, an RAE encoder's.
+
+To add one: a function that opens it, and a line in :data:`EXTRACTORS`.
+"""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,111 +15,154 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mfkit.artifacts.artifact import file_digest
-from mfkit.autoencoders.rae import RAE
-from mfkit.errors import InputError
+from mfkit.errors import InputError, UsageError
+from mfkit.formats.hub import resolve
+from mfkit.runtime.distributed import processes
 
-INCEPTION = "inception"
 Resize = Literal["clean", "legacy-tf"]
 INCEPTION_WIDTH = 2048
 _INCEPTION_SIZE = 299
 _INCEPTION_DIGEST = "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """Of ``inception-2015-12-05.pt``. It is TorchScript, a program: what was fetched is run only where it is this one."""
+_TIMM_SIZE = 224
+"""Side of the input of a timm encoder, as FD-DINOv2 is defined."""
 
-Take = Callable[[Tensor], Tensor]
-"""Images (B, 3, S, S) uint8 -> (B, D) float32, on the CPU."""
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRequest:
+    """Which features the user wants."""
+
+    features: str = "inception"
+    resize: Resize = "clean"
+    inception: Path | None = None
+    """Local copy of Inception's TorchScript file."""
+    features_weights: str | None = None
+    """Local copy of the weights of a timm model, or its place on the hub."""
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a set of images is turned into, and how the result says it."""
+class FeatureExtractor:
+    """What images are turned into, and how a result says it."""
 
-    take: Take
-    described: dict[str, Any]
+    extract: Callable[[Tensor, Collection[str]], dict[str, Tensor]]
+    """(images (B, 3, S, S) uint8, names of outputs) -> each (B, D) float32, on the CPU."""
+    outputs: Collection[str]
+    """What it can give: ``features``, and perhaps ``probabilities`` of classes."""
+    conditions: dict[str, Any]
     image_size: int | None = None
     """Side that the images must have; None takes any."""
-    probabilities: Take | None = None
-    """Inception's class probabilities."""
 
 
-def rae_features(rae: RAE, digest: str) -> Features:
-    """The mean over the patches of the standardised latents."""
+def open_features(request: FeatureRequest) -> FeatureExtractor:
+    """The extractor that ``--features`` names: of the table, an RAE's file, or a timm model."""
+    name = request.features
+    if name != "inception" and request.inception:
+        raise UsageError("--inception is the file of --features inception")
+    if name != "inception" and request.resize != "clean":
+        raise UsageError(f"--resize {request.resize} is Inception's way; it needs --features inception")
+    is_file = name.endswith(".safetensors")
+    if request.features_weights and (name in EXTRACTORS or is_file):
+        raise UsageError("--features-weights gives a timm model its weights; name it with --features")
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](request)
+    return rae_features(Path(name)) if is_file else _timm(request)
 
-    def take(images: Tensor) -> Tensor:
-        return rae.encode(images.to(rae.device).float() / 255).mean((2, 3)).cpu()
 
+def rae_features(path: Path) -> FeatureExtractor:
+    """The mean over the patches of the standardised latents of an RAE."""
+    from mfkit.autoencoders.rae import open_rae
+
+    file = open_rae(path)
+    rae = file.network.to(processes().device)
     size = rae.config.image_size
-    name = "RAE encoder, mean of the standardised patch tokens"
-    described = {"features": name, "features_digest": digest, "resize": f"bicubic to {size} where needed"}
-    return Features(take, described, size)
+
+    def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        return {"features": rae.encode(images.to(rae.device).float() / 255).mean((2, 3)).cpu()}
+
+    conditions = {
+        "features": "RAE encoder, mean of the standardised patch tokens", "features_digest": file.artifact.digest,
+        "resize": f"bicubic to {size} where needed",
+    }  # fmt: skip
+    return FeatureExtractor(extract, ("features",), conditions, size)
 
 
-def timm_features(
-    name: str, network: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> Features:
+def _timm(request: FeatureRequest) -> FeatureExtractor:
     """What a timm ViT pools, such as DINOv2's class token (FD-DINOv2, arXiv 2306.04675)."""
-    network = network.to(device).eval()
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    resize = _resizer(size)
+    from mfkit.autoencoders.timm_encoder import TIMM
+
+    name, device = request.features, processes().device
+    encoder = TIMM.open(name, _TIMM_SIZE, resolve(request.features_weights) if request.features_weights else None)
+    network = encoder.network.to(device).eval()
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (encoder.mean, encoder.std))
+    resize = _pil_bicubic(_TIMM_SIZE)
 
     @torch.no_grad()
-    def take(images: Tensor) -> Tensor:
-        return network((resize(images).to(device) / 255 - shift) / scale).flatten(1).float().cpu()
+    def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        pooled = network((resize(images).to(device) / 255 - shift) / scale)
+        return {"features": pooled.flatten(1).float().cpu()}
 
     digest = sha256()
     for value in network.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())
-    described = {
-        "features": f"{name}, pooled",
-        "features_digest": f"weights-sha256:{digest.hexdigest()}",
-        "resize": f"clean (PIL bicubic) to {size}",
-    }
-    return Features(take, described)
+    conditions = {
+        "features": f"{name}, pooled", "features_digest": f"weights-sha256:{digest.hexdigest()}",
+        "resize": f"clean (PIL bicubic) to {_TIMM_SIZE}",
+    }  # fmt: skip
+    return FeatureExtractor(extract, ("features",), conditions)
 
 
-def inception_features(device: torch.device, resize: Resize, file: Path | None) -> Features:
+def _inception(request: FeatureRequest) -> FeatureExtractor:
     """The 2,048 pool features of Inception V3, by the TorchScript file that clean-fid uses (arXiv 2104.11222).
 
-    :param resize: ``clean`` resizes with antialiasing before the network; ``legacy-tf`` leaves it to the network, as
-        ADM's evaluation and the original FID do.
-    :param file: a local copy of ``inception-2015-12-05.pt``; None lets clean-fid fetch it.
+    ``clean`` resizes with antialiasing before the network; ``legacy-tf`` without, as ADM's evaluation and the original
+    FID do.
     """
-    network, used = _inception(device, file)
-    shrink = _resizer(_INCEPTION_SIZE) if resize == "clean" else Tensor.float
+    device = processes().device
+    network, file = _open_inception(device, request.inception)
+    resize = _pil_bicubic(_INCEPTION_SIZE) if request.resize == "clean" else Tensor.float
 
     @torch.no_grad()
-    def take(images: Tensor) -> Tensor:
-        pixels = shrink(images).to(device)
-        if resize == "clean":
-            return network.layers((pixels - 128) / 128).flatten(1).float().cpu()
-        return network(pixels, return_features=True).flatten(1).float().cpu()
+    def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        pixels = resize(images).to(device)
+        found = {}
+        if "features" in outputs and request.resize == "clean":
+            found["features"] = network.layers((pixels - 128) / 128)
+        elif "features" in outputs:
+            found["features"] = network(pixels, return_features=True)
+        if "probabilities" in outputs:
+            found["probabilities"] = network(pixels, no_output_bias=True)
+        return {name: value.flatten(1).float().cpu() for name, value in found.items()}
 
-    @torch.no_grad()
-    def probabilities(images: Tensor) -> Tensor:
-        return network(shrink(images).to(device), no_output_bias=True).float().cpu()
-
-    described = {"features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(used), "resize": resize}
-    return Features(take, described, probabilities=probabilities)
+    conditions = {
+        "features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(file), "resize": request.resize
+    }  # fmt: skip
+    return FeatureExtractor(extract, ("features", "probabilities"), conditions)
 
 
-def _inception(device: torch.device, file: Path | None) -> tuple[Any, Path]:
+EXTRACTORS: dict[str, Callable[[FeatureRequest], FeatureExtractor]] = {
+    "inception": _inception,
+}
+
+
+def _open_inception(device: torch.device, file: Path | None) -> tuple[Any, Path]:
     """The network, and its file."""
     try:
-        file = file or _fetched()
+        file = file or _download_inception()
         network = torch.jit.load(file, map_location=device).eval()
     except (URLError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"Inception's weights cannot be had ({reason}); give --inception FILE, or other --features"
+            f"Inception's weights cannot be loaded ({reason}); pass --inception FILE, or other --features"
         ) from error
     if not hasattr(network, "layers"):
         raise InputError(f"{file} is TorchScript of another network than inception-2015-12-05.pt")
     return network, file
 
 
-def _fetched() -> Path:
+def _download_inception() -> Path:
     """clean-fid's copy of Inception, in the user's own cache, where no one else puts a program."""
     from cleanfid.downloads_helper import check_download_inception
 
@@ -129,7 +175,7 @@ def _fetched() -> Path:
     return file
 
 
-def _resizer(size: int) -> Take:
+def _pil_bicubic(size: int) -> Callable[[Tensor], Tensor]:
     """clean-fid's resize: Pillow's bicubic, per colour, not rounded. float32 in [0, 255]."""
     from cleanfid.resize import make_resizer
 

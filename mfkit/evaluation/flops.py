@@ -1,4 +1,4 @@
-"""Counting a network's work, by the operations it runs; no weights are needed."""
+"""Counting a network's operations, by the operations it runs; no weights are needed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mfkit.autoencoders.autoencoder import Autoencoder
 from mfkit.autoencoders.rae import RAE, RAEConfig
-from mfkit.models.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
+from mfkit.autoencoders.vae import VAE
+from mfkit.models.generator import Architecture, GeneratorKind
 
 RULES = {
     "macs_without_attention": "multiply-adds of all matrix products and convolutions, each counted as one; "
@@ -16,10 +18,10 @@ RULES = {
     "flops": "a multiply-add counted as two, with attention's two products",
 }
 
-Work = dict[str, float]
+Flops = dict[str, float]
 """10^9 operations by rule."""
 
-SD_VAE: dict[str, Any] = dict(
+_SD_VAE: dict[str, Any] = dict(
     block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
 )  # fmt: skip
@@ -30,60 +32,54 @@ _DIT_XL_2: dict[str, Any] = dict(
 """DiT-XL/2, the network of vanilla mean flow: arguments of diffusers' ``DiTTransformer2DModel``."""
 
 
-def generator_work(config: DiTConfig, kind: str) -> Work:
+def generator_flops(architecture: Architecture, kind: GeneratorKind, config: Any) -> Flops:
     """One evaluation of a teacher or student for one image."""
     with torch.device("meta"):
-        network = VelocityDiT(config) if kind == "teacher" else AverageVelocityDiT(config)
-        z = torch.zeros(1, config.channels, config.side, config.side)
-        times, y = torch.zeros(1), torch.zeros(1, dtype=torch.long)
-    return _count(lambda: network(z, *[times] * (1 if kind == "teacher" else 2), y))
+        network = architecture.build(kind, config)
+        z, t, y = torch.zeros(1, *config.latent_shape), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    times = (t,) if kind == "teacher" else (t, t)
+    return _count(lambda: network(z, *times, y))
 
 
-def decoder_work(config: RAEConfig) -> Work:
-    """Decoding one image."""
+def rae_outline(config: RAEConfig) -> RAE:
+    """An RAE without weights."""
     with torch.device("meta"):
-        rae = RAE(config)
-        features = torch.zeros(1, *config.latent_shape)
-    return _count(lambda: rae.reconstruct(features))
+        return RAE(config)
 
 
-def encoder_work(config: RAEConfig) -> Work:
-    """Encoding one image."""
-    with torch.device("meta"):
-        rae = RAE(config)
-        image = torch.zeros(1, 3, config.image_size, config.image_size)
-    return _count(lambda: rae.features(image))
+def decoder_flops(outline: Autoencoder) -> Flops:
+    """Decoding one image. :param outline: on the device ``meta``."""
+    latents = torch.zeros(1, *outline.config.latent_shape, device="meta")
+    return _count(lambda: outline.decode(latents))
 
 
-def vae_decoder_work(config: Mapping[str, Any], side: int) -> Work:
-    """Decoding one image from the latents of a diffusers VAE, of ``side`` x ``side``."""
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        network = AutoencoderKL.from_config(dict(config))
-        latents = torch.zeros(1, network.config.latent_channels, side, side)
-    return _count(lambda: network.decode(latents))
+def encoder_flops(outline: Autoencoder) -> Flops:
+    """Encoding one image, likewise."""
+    size = outline.config.image_size
+    images = torch.zeros(1, 3, size, size, device="meta")
+    return _count(lambda: outline.encode(images))
 
 
-def vanilla_work(image_size: int) -> tuple[Work, Work]:
+def vanilla_flops(image_size: int) -> tuple[Flops, Flops]:
     """Generator and decoder of vanilla mean flow (arXiv 2505.13447): DiT-XL/2 on the latents of Stable Diffusion's VAE.
 
     Its second time embedding, two small products an image, is left out.
     """
-    from diffusers import DiTTransformer2DModel
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
 
     side = image_size // 8
     with torch.device("meta"):
         network: Any = DiTTransformer2DModel(sample_size=side, **_DIT_XL_2)
         z, t, y = torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, dtype=torch.long)
-    return _count(lambda: network(z, timestep=t, class_labels=y)), vae_decoder_work(SD_VAE, side)
+        vae = VAE(AutoencoderKL(**_SD_VAE), image_size=image_size)
+    return _count(lambda: network(z, timestep=t, class_labels=y)), decoder_flops(vae)
 
 
-def total(*parts: Work) -> Work:
+def total(*parts: Mapping[str, float]) -> Flops:
     return {rule: sum(part[rule] for part in parts) for rule in RULES}
 
 
-def _count(evaluate: Callable[[], Any]) -> Work:
+def _count(evaluate: Callable[[], Any]) -> Flops:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         evaluate()
     attention = sum(

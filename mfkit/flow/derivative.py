@@ -1,25 +1,29 @@
 """du/dt: the total derivative of the average velocity along the flow, dz = v dt, dr = 0. It carries no gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from mfkit.flow.times import expand_to
 
-from mfkit.flow.times import per_row
+if TYPE_CHECKING:
+    from torch import Tensor
 
-AverageVelocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+AverageVelocity = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
 """(z (B, C, H, W), r (B,), t (B,), y (B,)) -> u (B, C, H, W)."""
 
-Derivative = Callable[[AverageVelocity, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Derivative = Callable[[AverageVelocity, "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
 """(u, z, r, t, y, v) -> du/dt (B, C, H, W). All its evaluations of u see the same labels y."""
 
-Method = Literal["central", "jvp"]
+DerivativeMethod = Literal["auto", "central", "jvp"]
+"""``auto`` is the central difference in float32, and else the product, since a difference would be noise."""
 
 
-def derivative(method: Method, step: float) -> Derivative:
-    """The named way to du/dt; ``step`` is the half-width of the central difference, in units of t."""
-    return jvp if method == "jvp" else central_difference(step)
+def derivative(method: DerivativeMethod, step: float) -> Derivative:
+    """A method by its name; ``step`` is the half-width of the central difference, in units of t."""
+    methods = {"central": central_difference(step), "jvp": jvp}
+    return methods[method]  # auto is decided by the precision, before
 
 
 def central_difference(step: float) -> Derivative:
@@ -29,19 +33,22 @@ def central_difference(step: float) -> Derivative:
     It is never taken in bfloat16, where the difference is below the rounding: autocast is off for it.
     """
 
-    @torch.no_grad()
     def estimate(u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        import torch
+
         later, earlier = (t + step).clamp(max=1), torch.maximum(t - step, r)
         width = (later - earlier).clamp(min=torch.finfo(t.dtype).tiny)  # zero where r = t = 1
-        with torch.autocast(z.device.type, enabled=False):
-            ahead = u(z + per_row(later - t, z) * v, r, later, y)
-            behind = u(z - per_row(t - earlier, z) * v, r, earlier, y)
-        return (ahead - behind) / per_row(width, z)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            ahead = u(z + expand_to(later - t, z) * v, r, later, y)
+            behind = u(z - expand_to(t - earlier, z) * v, r, earlier, y)
+        return (ahead - behind) / expand_to(width, z)
 
     return estimate
 
 
-@torch.no_grad()
 def jvp(u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-    """The exact derivative by forward-mode differentiation."""
-    return torch.func.jvp(lambda z, t: u(z, r, t, y), (z, t), (v, torch.ones_like(t)))[1]
+    """The exact derivative: a Jacobian-vector product by forward-mode differentiation."""
+    import torch
+
+    with torch.no_grad():
+        return torch.func.jvp(lambda z, t: u(z, r, t, y), (z, t), (v, torch.ones_like(t)))[1]

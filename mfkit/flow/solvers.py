@@ -1,51 +1,115 @@
-"""Solvers from noise to data: the velocity's ODE for a teacher, jumps of the average velocity for a student."""
+"""Solvers of the teacher's ODE, grids of times, and the few-step sampler of a student's flow map.
 
-from collections.abc import Callable
-from typing import Literal
+A solver or a grid is one entry of the table :data:`SOLVERS` or :data:`TIME_GRIDS`; the command line, the help, the
+count of evaluations and the conditions of samples read the tables.
+"""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from mfkit.flow.times import per_row
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-VelocityField = Callable[[Tensor, Tensor], Tensor]
+from mfkit.errors import UsageError
+from mfkit.flow.times import expand_to, shift_times
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+VelocityField = Callable[["Tensor", "Tensor"], "Tensor"]
 """(z (B, C, H, W), t (B,)) -> dz/dt (B, C, H, W), for labels that are already chosen."""
 
-AverageVelocityField = Callable[[Tensor, Tensor, Tensor], Tensor]
+AverageVelocityField = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """(z (B, C, H, W) at time t, r (B,), t (B,)) -> the average velocity over [r, t]."""
 
-Solver = Literal["euler", "heun"]
+
+@dataclass(frozen=True)
+class Solver:
+    """A numerical method for dz/dt = v(z, t)."""
+
+    states: Callable[[VelocityField, Tensor, Tensor], Iterator[Tensor]]
+    """(v, z at times[0], descending times (S + 1,)) -> the states at times[1:], one after the other."""
+    evaluations: Callable[[int], int]
+    """Network evaluations (NFE) of so many steps down to t = 0."""
+
+    def steps(self, nfe: int, name: str) -> int:
+        """The steps that ``nfe`` network evaluations are.
+
+        :raises UsageError: no number of steps takes so many.
+        """
+        steps = next(steps for steps in range(1, nfe + 2) if self.evaluations(steps) >= nfe)
+        if self.evaluations(steps) != nfe:
+            near = sorted({self.evaluations(max(1, steps - 1)), self.evaluations(steps)})
+            raise UsageError(f"--nfe {nfe}: no number of steps of {name} takes it; the nearest are {near}")
+        return steps
 
 
-def trajectory(velocity: VelocityField, noise: Tensor, times: Tensor, solver: Solver = "euler") -> Tensor:
+def _euler(velocity: VelocityField, z: Tensor, times: Tensor) -> Iterator[Tensor]:
+    """z_r = z_t + (r - t) v(z_t, t)."""
+    batch = z.new_ones(len(z))
+    for t, r in pairwise(times):
+        z = z + (r - t) * velocity(z, t * batch)
+        yield z
+
+
+def _heun(velocity: VelocityField, z: Tensor, times: Tensor) -> Iterator[Tensor]:
+    """The mean of the slopes at t and at Euler's z_r; a step that ends at t = 0 is Euler's (EDM, arXiv 2206.00364)."""
+    batch = z.new_ones(len(z))
+    for t, r in pairwise(times):
+        slope = velocity(z, t * batch)
+        if r > 0:
+            slope = (slope + velocity(z + (r - t) * slope, r * batch)) / 2
+        z = z + (r - t) * slope
+        yield z
+
+
+SOLVERS = {
+    "euler": Solver(_euler, lambda steps: steps),
+    "heun": Solver(_heun, lambda steps: 2 * steps - 1),
+}
+
+
+def _uniform(steps: int, device: torch.device | None) -> Tensor:
+    import torch
+
+    return torch.linspace(1, 0, steps + 1, device=device)
+
+
+def _shifted(steps: int, shift: float, device: torch.device | None) -> Tensor:
+    """Uniform before the shift, as the times of training are."""
+    return shift_times(_uniform(steps, device), shift)
+
+
+TIME_GRIDS: dict[str, Callable[[int, float, torch.device | None], Tensor]] = {"shifted": _shifted}
+"""(steps, time shift, device) -> (steps + 1,) descending times from 1 to 0, float32."""
+
+
+def time_grid(steps: int, shift: float, device: torch.device | None = None, *, name: str = "shifted") -> Tensor:
+    """A grid by its name in the table."""
+    return TIME_GRIDS[name](steps, shift, device)
+
+
+def solve_ode(velocity: VelocityField, noise: Tensor, times: Tensor, solver: str = "euler") -> Tensor:
     """All states of dz/dt = v(z, t), z(times[0]) = noise.
 
-    :param noise: (B, C, H, W), the state at the first time.
-    :param times: (S + 1,), descending.
-    :param solver: ``euler`` evaluates v once a step; ``heun`` twice, but once in the last step, where it is Euler's.
+    :param noise: (B, C, H, W). :param times: (S + 1,), descending.
     :returns: (S + 1, B, C, H, W), the states at ``times``.
     """
-    states = [noise]
-    for t, r in zip(times[:-1], times[1:], strict=True):
-        z, rows = states[-1], torch.ones(len(noise), device=noise.device)
-        slope = velocity(z, t * rows)
-        if solver == "heun" and r > 0:
-            slope = (slope + velocity(z + (r - t) * slope, r * rows)) / 2
-        states.append(z + (r - t) * slope)
-    return torch.stack(states)
+    import torch
+
+    return torch.stack([noise, *SOLVERS[solver].states(velocity, noise, times)])
 
 
-def evaluations(steps: int, solver: Solver) -> int:
-    """Network evaluations per image (NFE) of so many solver steps down to t = 0."""
-    return steps if solver == "euler" else 2 * steps - 1
+def few_step_sample(average_velocity: AverageVelocityField, noise: Tensor, times: Tensor) -> Tensor:
+    """z_r = z_t - (t - r) u(z_t, r, t) along descending times (S + 1,); one step is x = z_1 - u(z_1, 0, 1).
 
-
-def jump(average_velocity: AverageVelocityField, noise: Tensor, times: Tensor) -> Tensor:
-    """z_r = z_t - (t - r) u(z_t, r, t) along a descending grid of times (S + 1,); one step is x = z_1 - u(z_1, 0, 1).
+    Sampling by the flow map of mean flow (arXiv 2505.13447).
 
     :returns: (B, C, H, W), the state at the last time.
     """
-    z, rows = noise, torch.ones(len(noise), device=noise.device)
-    for t, r in zip(times[:-1], times[1:], strict=True):
-        z = z - per_row((t - r) * rows, z) * average_velocity(z, r * rows, t * rows)
+    z, batch = noise, noise.new_ones(len(noise))
+    for t, r in pairwise(times):
+        z = z - expand_to((t - r) * batch, z) * average_velocity(z, r * batch, t * batch)
     return z

@@ -7,8 +7,6 @@ from typing import Any
 from mfkit.artifacts.json_files import read_json
 from mfkit.errors import InputError
 
-VAE = "AutoencoderKL"
-RAE = "AutoencoderRAE"
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = (_CONFIG, _WEIGHTS)
@@ -31,7 +29,7 @@ def open_folder(folder: Path, kind: str) -> tuple[dict[str, Any], Path]:
     return _config(folder), file
 
 
-def digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """SHA-256 of the config and the weights together."""
     both = hashlib.sha256()
     for name in FILES:

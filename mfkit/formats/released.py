@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mfkit.artifacts.json_files import parse
 from mfkit.errors import InputError
 from mfkit.models.dit import DiTConfig
 
 Tensors = Mapping[str, Tensor]
-Holding = Literal["teacher", "student", "decoder", "statistics"]
+Format = Literal["teacher", "student", "decoder", "statistics"]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every name."""
@@ -60,7 +61,7 @@ def state_dict(document: object, wanted: Literal["ema", "model"] | None, origin:
     return tensors
 
 
-def recognise(tensors: Tensors, origin: object) -> Holding:
+def detect_format(tensors: Tensors, origin: object) -> Format:
     """What the weights are of.
 
     :raises InputError: of nothing that is known here.
@@ -82,16 +83,19 @@ def generator_config(tensors: Tensors, origin: object) -> DiTConfig:
 
     :raises InputError: a name that tells a size is missing, or the sizes contradict each other.
     """
-    told = (
-        "x_embedder.proj.weight", "s_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight",
-        "enc_feat_rope.freqs_cos", "dec_feat_rope.freqs_cos", "blocks.0.attn.qkv.weight",
-    )  # fmt: skip
-    head, deep, positions, table, deep_rope, head_rope, _ = (_shape(tensors, name, origin) for name in told)
+    ranks = {
+        "x_embedder.proj.weight": 4, "s_embedder.proj.weight": 4, "pos_embed": 3,
+        "y_embedder.embedding_table.weight": 2,
+        "enc_feat_rope.freqs_cos": 2, "dec_feat_rope.freqs_cos": 2, "blocks.0.attn.qkv.weight": 2,
+    }  # fmt: skip
+    head, deep, positions, table, deep_rope, head_rope, _ = (
+        _shape(tensors, name, rank, origin) for name, rank in ranks.items()
+    )
     if head[2:] != (1, 1) or deep[2:] != (1, 1):
         raise InputError(f"{origin} cuts latents into patches {head[2:]} and {deep[2:]}; only patches of 1 are known")
     side = _side(positions[1], "pos_embed", origin)
     widths = [
-        _shape(tensors, f"blocks.{block}.attn.qkv.weight", origin)[1] for block in range(_length(tensors, "blocks"))
+        _shape(tensors, f"blocks.{block}.attn.qkv.weight", 2, origin)[1] for block in range(_length(tensors, "blocks"))
     ]
     width, head_width = deep[0], head[0]
     depth = widths.index(head_width) if width != head_width and head_width in widths else len(widths) - _HEAD_DEPTH
@@ -100,11 +104,12 @@ def generator_config(tensors: Tensors, origin: object) -> DiTConfig:
     for size, rope in ((width, deep_rope[-1]), (head_width, head_rope[-1])):
         if not rope or rope % 4 or size % rope:
             raise InputError(f"{origin} has heads of width {rope}, which do not fit a width of {size}")
-    return DiTConfig(
-        channels=head[1], side=side, classes=table[0] - 1, width=width, depth=depth, heads=width // deep_rope[-1],
+    fields = dict(
+        channels=head[1], side=side, num_classes=table[0] - 1, width=width, depth=depth, heads=width // deep_rope[-1],
         head_width=head_width, head_depth=len(widths) - depth, head_heads=head_width // head_rope[-1],
         gated="blocks.0.mlp.w12.weight" in tensors,
     )  # fmt: skip
+    return parse(DiTConfig, fields, origin)
 
 
 def decoder_config(tensors: Tensors, heads: int | None, origin: object) -> dict[str, Any]:
@@ -112,12 +117,12 @@ def decoder_config(tensors: Tensors, heads: int | None, origin: object) -> dict[
 
     :param heads: attention heads; None for those of the published decoder of this width.
     """
-    width, channels = _shape(tensors, "decoder_embed.weight", origin)
-    side = _side(_shape(tensors, "decoder_pos_embed", origin)[1] - 1, "decoder_pos_embed", origin)
-    patch = _side(_shape(tensors, "decoder_pred.weight", origin)[0] / 3, "decoder_pred.weight", origin)
+    width, channels = _shape(tensors, "decoder_embed.weight", 2, origin)
+    side = _side(_shape(tensors, "decoder_pos_embed", 3, origin)[1] - 1, "decoder_pos_embed", origin)
+    patch = _side(_shape(tensors, "decoder_pred.weight", 2, origin)[0] / 3, "decoder_pred.weight", origin)
     heads = heads or _DECODER_HEADS.get(width)
     if not heads or width % heads:
-        raise InputError(f"{origin}: a decoder of width {width} with {heads or 'unknown'} heads; give --decoder-heads")
+        raise InputError(f"{origin}: a decoder of width {width} with {heads or 'unknown'} heads; pass --decoder-heads")
     return {
         "channels": channels,
         "side": side,
@@ -125,7 +130,7 @@ def decoder_config(tensors: Tensors, heads: int | None, origin: object) -> dict[
         "decoder_width": width,
         "decoder_depth": _length(tensors, "decoder_layers"),
         "decoder_heads": heads,
-        "decoder_hidden": _shape(tensors, "decoder_layers.0.intermediate.dense.weight", origin)[0],
+        "decoder_hidden": _shape(tensors, "decoder_layers.0.intermediate.dense.weight", 2, origin)[0],
     }
 
 
@@ -145,10 +150,13 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def _shape(tensors: Tensors, name: str, origin: object) -> tuple[int, ...]:
+def _shape(tensors: Tensors, name: str, rank: int, origin: object) -> tuple[int, ...]:
     if name not in tensors:
         raise InputError(f"{origin} lacks {name}, which tells the network's sizes")
-    return tuple(tensors[name].shape)
+    shape = tuple(tensors[name].shape)
+    if len(shape) != rank:
+        raise InputError(f"{origin}: {name} has the shape {shape}, not {rank} dimensions")
+    return shape
 
 
 def _length(tensors: Tensors, stack: str) -> int:

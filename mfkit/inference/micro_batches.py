@@ -1,4 +1,4 @@
-"""How rows go through frozen networks: each one's numbers are its own, whatever stands beside it and how many work."""
+"""Micro-batches of frozen networks, so that a result depends on its sample alone, on no batch size or process."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -8,67 +8,66 @@ import torch
 from torch import Tensor
 
 from mfkit.config.settings import PrecisionName
-from mfkit.data.prefetch import in_order
-from mfkit.runtime.precision import autocast, products
+from mfkit.data.prefetch import ordered_map
+from mfkit.runtime.precision import autocast, matmul_precision
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-_ENOUGH = 64
-"""Tokens of a row that is worth a pass of its own on a CPU."""
-_TOGETHER = 800
-"""Tokens of a pass of smaller rows."""
+_LONG = 64
+"""Tokens of a sample that is worth a micro-batch of its own on a CPU."""
+_TOKENS = 800
+"""Tokens of a micro-batch of shorter samples."""
 
 
-class Passes:
-    """Passes of a frozen network over numbered rows, on one device and in one precision.
+class MicroBatches:
+    """Evaluates a frozen network on numbered samples, on one device and in one precision.
 
-    Matrix libraries sum in another order for another number of rows or of threads. So a pass on a CPU is one thread's
-    and always of the same number of rows, each in a place that its number gives; there are as many at a time as there
-    are threads. On other devices a pass is a batch as it comes, and float rounding depends on its size.
+    Matrix libraries sum in another order for another number of rows or of threads. So a micro-batch on a CPU is one
+    thread's and always of the same size, each sample in a row that its number gives; there are as many at a time as
+    there are threads. On other devices it is a batch as it comes, and float rounding depends on its size.
     """
 
     def __init__(self, tokens: int, precision: PrecisionName, device: torch.device) -> None:
-        """:param tokens: of a row."""
+        """:param tokens: of a sample."""
         self._precision, self._device = precision, device
         self._size: int | None = None
         if device.type == "cpu":
-            self._size = 1 if tokens >= _ENOUGH else _TOGETHER // tokens
+            self._size = 1 if tokens >= _LONG else _TOKENS // tokens
 
-    def whole(self, batch_size: int) -> int:
-        """Rows of a batch that is whole passes, at least so many."""
+    def round_up(self, batch_size: int) -> int:
+        """The least batch size from ``batch_size`` on that is whole micro-batches."""
         return batch_size if self._size is None else -(-batch_size // self._size) * self._size
 
-    def split(self, rows: Sequence[int]) -> Iterator[slice]:
-        """The parts of a batch, by the ascending numbers of its rows, that are a pass each."""
+    def split(self, indices: Sequence[int]) -> Iterator[slice]:
+        """The parts of a batch, by the ascending numbers of its samples, that are a micro-batch each."""
         size = self._size
         if size is None:
-            yield slice(len(rows))
+            yield slice(len(indices))
             return
         begin = 0
-        for _, part in groupby(rows, key=lambda row: row // size):
+        for _, part in groupby(indices, key=lambda index: index // size):
             end = begin + len(list(part))
             yield slice(begin, end)
             begin = end
 
-    def run(self, network: Callable[..., Tensor], rows: Sequence[int], *columns: Tensor) -> Tensor:
-        """What ``network`` makes of the columns, (B, ...) each, of the rows of one pass: (B, ...)."""
+    def evaluate(self, network: Callable[..., Tensor], indices: Sequence[int], *columns: Tensor) -> Tensor:
+        """What ``network`` makes of the columns, (B, ...) each, of the samples of one micro-batch: (B, ...)."""
         if self._size is None:
             return network(*columns)
-        places = torch.tensor([row % self._size for row in rows])
+        rows = torch.tensor([index % self._size for index in indices])
         filled = [
-            column[:1].repeat(self._size, *[1] * (column.ndim - 1)).index_copy_(0, places, column)
-            for column in columns
-        ]  # fmt: skip
-        return network(*filled)[places]
+            column[:1].repeat(self._size, *[1] * (column.ndim - 1)).index_copy_(0, rows, column) for column in columns
+        ]
+        return network(*filled)[rows]
 
-    def each(self, function: Callable[[T], U], passes: Iterable[T]) -> Iterator[U]:
-        """``function`` of each pass, in order, without gradients and in the precision."""
+    def map(self, function: Callable[[T], U], micro_batches: Iterable[T]) -> Iterator[U]:
+        """``function`` of each, in order, without gradients and in the precision."""
 
-        def evaluated(part: T) -> U:
+        def evaluated(item: T) -> U:
             with autocast(self._precision, self._device), torch.no_grad():
-                return function(part)
+                return function(item)
 
         threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        with products(self._precision, self._device):
-            yield from in_order(evaluated, passes, threads if threads > 1 else 0)
+        with matmul_precision(self._precision, self._device):
+            yield from ordered_map(evaluated, micro_batches, threads if threads > 1 else 0)

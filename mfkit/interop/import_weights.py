@@ -1,6 +1,6 @@
 """import: weights that others released, as files that describe themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,28 +8,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mfkit.artifacts.artifact import Artifact, file_digest, open_artifact, provenance
-from mfkit.artifacts.atomic import claimed
+from mfkit.artifacts.artifact import Artifact, Provenance, file_digest, record_provenance
+from mfkit.artifacts.atomic import exclusive_output
+from mfkit.artifacts.network_weights import build_for, load_weights, shapes_of
 from mfkit.artifacts.safetensors_files import read_tensors
-from mfkit.autoencoders import weights
-from mfkit.autoencoders.encoders import assemble, encoder_size, open_encoder, timm_encoder
-from mfkit.autoencoders.rae import RAE, VARIANCE_FLOOR
-from mfkit.config.settings import PresetName
-from mfkit.data.latents import AUTOENCODERS, check_decodes
-from mfkit.errors import InputError, UsageError, using
-from mfkit.flow.times import time_shift
+from mfkit.autoencoders.encoders import input_size, open_encoder
+from mfkit.autoencoders.files import ROLE, open_autoencoder
+from mfkit.autoencoders.rae import RAE, VARIANCE_FLOOR, assemble, save_rae
+from mfkit.autoencoders.timm_encoder import TIMM
+from mfkit.config.presets import PresetName
+from mfkit.errors import InputError, UsageError, decoding_errors
+from mfkit.flow.times import default_time_shift
 from mfkit.formats import diffusers_folder
-from mfkit.formats.hub import FILES, HUB, local, read_document
+from mfkit.formats.hub import HUB, WEIGHT_SUFFIXES, read_weights_file, resolve
 from mfkit.formats.released import (
     decoder_config,
+    detect_format,
     diffusers_decoder_names,
     generator_config,
-    recognise,
     some_names,
     state_dict,
 )
 from mfkit.formats.transformers_vit import feed_forward_width
+from mfkit.models.dit import DIT_DH
+from mfkit.models.files import save_generator
 
+_AUTOENCODER_RAE = "AutoencoderRAE"
 _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("vit_base_patch14_reg4_dinov2", {}),
     "siglip2": ("vit_base_patch16_siglip_256", {}),
@@ -41,12 +45,14 @@ _FOLDER_SIZES = (
     "encoder_hidden_size", "encoder_num_hidden_layers", "encoder_patch_size", "encoder_input_size", "patch_size",
     "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size",
 )  # fmt: skip
-_HEAD = 64
-"""Width of an attention head in all of them."""
+_HEAD_WIDTH = 64
+"""Of an attention head in all of them."""
+_PUBLISHED_CLASS_DROPOUT = 0.1
+"""Of the released DiT-DH, teachers and students."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import:
+class ImportRequest:
     """What to read beside the weights, and how; None where the user gave nothing."""
 
     weights: Literal["ema", "model"] | None = None
@@ -65,60 +71,61 @@ class Import:
             raise UsageError(f"{', '.join(given)}: of no use for {what}")
 
 
-def import_weights(source: str, output: Path, request: Import, *, overwrite: bool) -> str:
+@dataclass(frozen=True)
+class _Imported:
+    """A network, and what its file is to say."""
+
+    inputs: dict[str, Artifact]
+    config: dict[str, Any]
+    save: Callable[[Path, dict[str, Any], Provenance], None]
+
+
+def import_weights(source: str, output: Path, request: ImportRequest, *, overwrite: bool) -> str:
     """Writes the network in ``source`` to ``output``.
 
     :param source: a ``.pt`` or safetensors file of a DiT-DH or of an RAE decoder, or the folder of an
         ``AutoencoderRAE`` that diffusers saved; on this machine, or on the hub (``hf://``).
     :returns: the line for standard output.
     """
-    path = local(source, folder=source.startswith(HUB) and not source.endswith(FILES))
-    with claimed(output, overwrite=overwrite, suffix=".safetensors", inputs=[path]):
-        with using(path):
-            imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
+    path = resolve(source, folder=source.startswith(HUB) and not source.endswith(WEIGHT_SUFFIXES))
+    with exclusive_output(output, overwrite=overwrite, suffix=".safetensors", inputs=[path]):
+        imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
         config = imported.config | ({"preset": request.preset} if request.preset else {})
-        record = provenance(output.parent, imported.inputs, seed=None)
-        weights.save(output, imported.network, imported.kind, config, record)
+        imported.save(output, config, record_provenance(output.parent, imported.inputs, seed=None))
     return str(output)
 
 
-@dataclass(frozen=True)
-class _Imported:
-    """A network, and what its file is to say."""
-
-    network: Any
-    kind: str
-    config: dict[str, Any]
-    inputs: dict[str, Artifact]
-
-
-def _from_file(path: Path, request: Import) -> _Imported:
-    tensors = state_dict(read_document(path), request.weights, path)
-    holding = recognise(tensors, path)
-    if holding == "statistics":
+def _from_file(path: Path, request: ImportRequest) -> _Imported:
+    tensors = state_dict(read_weights_file(path), request.weights, path)
+    kind = detect_format(tensors, path)
+    if kind == "statistics":
         raise InputError(f"{path} holds latent statistics; give it with --stats, beside a decoder")
-    if holding == "decoder":
+    if kind == "decoder":
         return _from_parts(path, tensors, request)
-    request.refuse(f"a {holding}", "stats", "encoder", "encoder_weights", "decoder_heads")
+    request.refuse(f"a {kind}", "stats", "encoder", "encoder_weights", "decoder_heads")
     config = generator_config(tensors, path)
-    network = weights.fitting(lambda: weights.build(holding, vars(config)), weights.shapes(tensors), path)
-    weights.load_weights(network, tensors, path)
+    network = build_for(lambda: DIT_DH.build(kind, config), shapes_of(tensors), path)
+    load_weights(network, tensors, path)
     inputs = {"weights": _foreign(path, "weights")}
     if request.rae:
-        inputs["rae"] = open_artifact(request.rae, kinds=AUTOENCODERS)
-        check_decodes(inputs["rae"], (config.channels, config.side, config.side), path)
-    shift = request.time_shift or time_shift(config.channels, config.side, config.side)
-    description = {"time_shift": shift, "classes": [str(label) for label in range(config.classes)]}
-    return _Imported(network, holding, description, inputs)
+        autoencoder = open_autoencoder(request.rae)
+        autoencoder.check_decodes(config.latent_shape, path)
+        inputs[ROLE] = autoencoder.artifact
+    description = {
+        "time_shift": request.time_shift or default_time_shift(*config.latent_shape),
+        "class_names": [str(label) for label in range(config.num_classes)],
+        "class_dropout": _PUBLISHED_CLASS_DROPOUT,
+    }
+    return _Imported(inputs, description, lambda *rest: save_generator(rest[0], network, DIT_DH.name, *rest[1:]))
 
 
-def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> _Imported:
+def _from_parts(path: Path, tensors: dict[str, Tensor], request: ImportRequest) -> _Imported:
     """A released decoder with the statistics and the encoder that it was made for."""
     request.refuse("an RAE decoder", "rae", "time_shift")
     if not request.stats or not request.encoder:
-        raise UsageError(f"{path} holds an RAE decoder: give its latents' --stats and its --encoder")
+        raise UsageError(f"{path} holds an RAE decoder: pass its latents' --stats and its --encoder")
     sizes = decoder_config(tensors, request.decoder_heads, path)
-    encoder = open_encoder(request.encoder, encoder_size(request.encoder, sizes["side"]), request.encoder_weights)
+    encoder = open_encoder(request.encoder, input_size(request.encoder, sizes["side"]), request.encoder_weights)
     if encoder.latent_shape() != (sizes["channels"], sizes["side"], sizes["side"]):
         raise InputError(
             f"{path} decodes {sizes['channels']} x {sizes['side']} x {sizes['side']}; {request.encoder} gives "
@@ -127,15 +134,15 @@ def _from_parts(path: Path, tensors: dict[str, Tensor], request: Import) -> _Imp
     named = diffusers_decoder_names(tensors)
     positions = named.pop("decoder_pos_embed")
     rae = assemble(encoder, sizes, named, path)
-    if not torch.allclose(positions.float(), rae.decoder.get_buffer("decoder_pos_embed"), atol=1e-5):
-        rae = assemble(
-            encoder, sizes | {"decoder_positions": True}, named | {"decoder_pos_embed": positions}, path
-        )  # fmt: skip
-    stats = local(request.stats)
-    _set_statistics(rae, state_dict(read_document(stats), None, stats), stats)
+    own = rae.decoder.get_buffer("decoder_pos_embed")
+    if positions.shape != own.shape or not torch.allclose(positions.float(), own, atol=1e-5):
+        named["decoder_pos_embed"] = positions
+        rae = assemble(encoder, sizes | {"decoder_positions": True}, named, path)
+    stats = resolve(request.stats)
+    _set_statistics(rae, state_dict(read_weights_file(stats), None, stats), stats)
     inputs = {"decoder": _foreign(path, "weights"), "stats": _foreign(stats, "statistics")}
     inputs |= {"encoder": encoder.source} if encoder.source else {}
-    return _Imported(rae, "rae", {"classes": []}, inputs)
+    return _Imported(inputs, {}, lambda *rest: save_rae(rest[0], rae, *rest[1:]))
 
 
 def _set_statistics(rae: RAE, tensors: dict[str, Tensor], path: Path) -> None:
@@ -148,29 +155,31 @@ def _set_statistics(rae: RAE, tensors: dict[str, Tensor], path: Path) -> None:
         raise InputError(f"{path}: var is negative in places")
 
 
-def _from_diffusers(folder: Path, request: Import) -> _Imported:
+def _from_diffusers(folder: Path, request: ImportRequest) -> _Imported:
     """An RAE from the folder of a saved AutoencoderRAE."""
-    given = ("weights", "rae", "time_shift", "stats", "encoder", "encoder_weights", "decoder_heads")
-    request.refuse(f"an {diffusers_folder.RAE} folder", *given)
-    config, file = diffusers_folder.open_folder(folder, diffusers_folder.RAE)
+    request.refuse(f"an {_AUTOENCODER_RAE} folder", *(name for name in vars(request) if name != "preset"))
+    config, file = diffusers_folder.open_folder(folder, _AUTOENCODER_RAE)
     tensors = read_tensors(file)
     if config.get("encoder_type") not in _ENCODERS:
         raise InputError(f"{folder} has an encoder of type {config.get('encoder_type')}; known: {', '.join(_ENCODERS)}")
     wrong = [name for name in _FOLDER_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
-    if wrong:
-        raise InputError(f"{folder}/config.json does not say {some_names(wrong)}")
-    held = {part: _part(tensors, part) for part in ("encoder.", "decoder.")}
+    scaling = config.get("scaling_factor", 1.0)
+    if wrong or not isinstance(scaling, int | float) or not scaling > 0:
+        raise InputError(f"{folder}/config.json does not say {some_names(wrong or ['scaling_factor'])}")
+    parts = {part: _part(tensors, part) for part in ("encoder.", "decoder.")}
     plain = {name: value for name, value in tensors.items() if not name.startswith(("encoder.", "decoder."))}
     if plain.keys() != set(_FOLDER_BUFFERS):
         odd = plain.keys() ^ set(_FOLDER_BUFFERS)
-        raise InputError(f"{file} does not fit an {diffusers_folder.RAE}: {some_names(sorted(odd))} missing or unknown")
+        raise InputError(f"{file} does not fit an {_AUTOENCODER_RAE}: {some_names(sorted(odd))} missing or unknown")
     name, arguments = _ENCODERS[config["encoder_type"]]
     width = config["encoder_hidden_size"]
     arguments = arguments | {
-        "embed_dim": width, "depth": config["encoder_num_hidden_layers"], "num_heads": width // _HEAD,
-        "patch_size": config["encoder_patch_size"], "mlp_ratio": feed_forward_width(held["encoder."]) / width,
+        "embed_dim": width, "depth": config["encoder_num_hidden_layers"], "num_heads": width // _HEAD_WIDTH,
+        "patch_size": config["encoder_patch_size"], "mlp_ratio": feed_forward_width(parts["encoder."]) / width,
     }  # fmt: skip
-    encoder = timm_encoder(name, arguments, config["encoder_input_size"], file, held["encoder."])
+    with decoding_errors(folder):
+        TIMM.check(name, arguments)
+    encoder = TIMM.from_tensors(name, arguments, config["encoder_input_size"], parts["encoder."], file)
     mean, std = (tuple(plain[f"encoder_{what}"].flatten().tolist()) for what in ("mean", "std"))
     encoder = replace(encoder, mean=mean, std=std)
     channels, side, _ = encoder.latent_shape()
@@ -179,12 +188,12 @@ def _from_diffusers(folder: Path, request: Import) -> _Imported:
         "decoder_width": config["decoder_hidden_size"], "decoder_depth": config["decoder_num_hidden_layers"],
         "decoder_heads": config["decoder_num_attention_heads"], "decoder_hidden": config["decoder_intermediate_size"],
     }  # fmt: skip
-    rae = assemble(encoder, sizes, held["decoder."], file)
-    scale = (plain["_latents_std"].double() + VARIANCE_FLOOR) / config.get("scaling_factor", 1.0)
+    rae = assemble(encoder, sizes, parts["decoder."], file)
+    scale = (plain["_latents_std"].double() + VARIANCE_FLOOR) / scaling
     # diffusers divides by std + floor, we by sqrt(var + floor): a variance that makes them the same.
     _spread("_latents_std", scale.square() - VARIANCE_FLOOR, rae.latent_var, file)
     _spread("_latents_mean", plain["_latents_mean"], rae.latent_mean, file)
-    return _Imported(rae, "rae", {"classes": []}, {"weights": _foreign(file, "weights")})
+    return _Imported({"weights": _foreign(file, "weights")}, {}, lambda *rest: save_rae(rest[0], rae, *rest[1:]))
 
 
 def _spread(name: str, value: Tensor, buffer: Tensor, path: Path) -> None:
@@ -202,4 +211,4 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _foreign(path: Path, kind: str) -> Artifact:
-    return Artifact(path, kind, {}, {}, content_digest=file_digest(path))
+    return Artifact(path, kind, content_digest=file_digest(path))

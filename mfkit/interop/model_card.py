@@ -2,48 +2,46 @@
 
 from typing import Any
 
-from mfkit.artifacts.artifact import Artifact
-from mfkit.artifacts.describe import chain
+from mfkit.artifacts.artifact import Record
+from mfkit.artifacts.inspect import command_chain
+from mfkit.models.files import GeneratorFile
 
 _CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
 
 
-def model_card(student: Artifact, parameters: int, image_size: int, measured: dict[str, Any] | None) -> str:
+def model_card(student: GeneratorFile, parameters: int, image_size: int, evaluation: dict[str, Any] | None) -> str:
     """Markdown, with the hub's header.
 
-    :param measured: what ``mfkit fid`` printed for pictures of this student; None where nothing was measured.
+    :param evaluation: what ``mfkit fid`` printed for images of this student; None where nothing was measured.
     """
-    records = chain(student)
-    network = student.config["network"]
-    versions = ", ".join(f"{name} {version}" for name, version in student.provenance.get("libraries", {}).items())
+    provenance, class_names = student.artifact.provenance, student.description.class_names
+    records = command_chain(student.artifact)
+    channels, height, width = student.latent_shape
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
     parts = [
         "---\nlibrary_name: diffusers\ntags:\n- image-generation\n- class-conditional\n- mean-flow\n- one-step\n---",
-        f"# One-step pictures of {network['classes']} classes, {image_size} x {image_size}",
+        f"# One-step images of {len(class_names)} classes, {image_size} x {image_size}",
         "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
-        f"{parameters / 1e6:.1f} million parameters on latents of {network['channels']} x {network['side']} x "
-        f"{network['side']}, and their decoder. One evaluation of the network makes a picture, without guidance.",
+        f"{parameters / 1e6:.1f} million parameters on latents of {channels} x {height} x {width}, and their decoder. "
+        "One evaluation of the network makes an image, without guidance.",
         "It loads where mfkit is installed:\n\n```python\nfrom mfkit import MeanFlowPipeline\n\n"
         'pipeline = MeanFlowPipeline.from_pretrained("THIS_FOLDER")\n'
         "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
         "## Trained on\n\n" + _images(records),
         "## Made by\n\n```sh\n"
-        + "\n".join(record["command"] for record in records if "command" in record)
+        + "\n".join(record.command for record in records)
         + "\n```"
-        + (
-            f"\n\nVersions: mfkit {student.provenance.get('version', 'of an unknown version')}, {versions}."
-            if versions
-            else ""
-        ),
-        "## Measured\n\n" + _measured(measured),
-        "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(student.config["classes"])),
+        + (f"\n\nVersions: mfkit {provenance.version}, {versions}." if versions else ""),
+        "## Measured\n\n" + _measured(evaluation),
+        "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(class_names)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _images(records: list[dict[str, Any]]) -> str:
+def _images(records: list[Record]) -> str:
     """The images that any of the commands read."""
-    entries = [entry for record in records for entry in record.get("inputs", {}).values() if entry["kind"] == "images"]
-    lines = {f"- `{entry['path'] or 'a stream'}` ({entry['digest'][:23]}…)" for entry in entries}
+    entries = [entry for record in records for entry in record.inputs.values() if entry.kind == "images"]
+    lines = {f"- `{entry.path or 'a stream'}` ({entry.digest[:23]}…)" for entry in entries}
     return "\n".join(sorted(lines)) if lines else "Not recorded: the weights were imported."
 
 

@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from mfkit.autoencoders.rae import RAEConfig, decode_patches, new_decoder
+from mfkit.autoencoders.rae_decoder import RAELatentDecoder
 from mfkit.autoencoders.vae import VAE
 from mfkit.models.dit import AverageVelocityDiT, DiTConfig
 
@@ -20,7 +20,7 @@ class MeanFlowTransformer(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, channels: int, side: int, classes: int, width: int, depth: int, heads: int, head_width: int,
+        self, channels: int, side: int, num_classes: int, width: int, depth: int, heads: int, head_width: int,
         head_depth: int, head_heads: int, gated: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -31,35 +31,8 @@ class MeanFlowTransformer(ModelMixin, ConfigMixin):
         return self.network(z, r, t, y)
 
 
-class RAELatentDecoder(ModelMixin, ConfigMixin):
-    """An RAE without its encoder: standardised latents to images. Its config has the fields that the decoder needs."""
-
-    latent_mean: Tensor
-    latent_scale: Tensor
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
-    @register_to_config
-    def __init__(
-        self, image_size: int, channels: int, side: int, decoder_width: int, decoder_depth: int, decoder_heads: int,
-        decoder_hidden: int, decoder_positions: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        sizes = RAEConfig(encoder_name="", encoder_size=0, **self.config)
-        self.decoder = new_decoder(sizes)
-        self.register_buffer("latent_mean", torch.zeros(sizes.latent_shape))
-        self.register_buffer("latent_scale", torch.ones(sizes.latent_shape))
-        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
-        self.register_buffer("pixel_std", torch.ones(3, 1, 1))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Standardised latents (B, C, H, W) to images (B, 3, S, S) in [0, 1]."""
-        features = latents * self.latent_scale + self.latent_mean
-        return decode_patches(self.decoder, features, self.pixel_mean, self.pixel_std).clamp(0, 1)
-
-
 class MeanFlowPipeline(DiffusionPipeline):
-    """Pictures of given classes, from noise, in one evaluation of the transformer, or in a few.
+    """Images of given classes, from noise, in one evaluation of the transformer, or in a few.
 
     ``MeanFlowPipeline.from_pretrained(DIR)(class_labels=[207], num_inference_steps=1).images``
     """
@@ -86,7 +59,7 @@ class MeanFlowPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
-        """One picture per label.
+        """One image per label.
 
         :param class_labels: class indices; the number of classes itself is "no label".
         :param latents: noise (B, C, H, W) to start from; drawn with ``generator`` by default.
@@ -96,8 +69,8 @@ class MeanFlowPipeline(DiffusionPipeline):
         labels = torch.as_tensor(class_labels).reshape(-1)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
-        if not len(labels) or labels.min() < 0 or labels.max() > sizes.classes:
-            raise ValueError(f"class_labels must be in 0 to {sizes.classes}; {sizes.classes} is no label")
+        if not len(labels) or labels.min() < 0 or labels.max() > sizes.num_classes:
+            raise ValueError(f"class_labels must be in 0 to {sizes.num_classes}; {sizes.num_classes} is no label")
         device, dtype = self._execution_device, self.transformer.dtype
         labels = labels.to(device)
         shape = (len(labels), sizes.channels, sizes.side, sizes.side)
@@ -120,5 +93,6 @@ class MeanFlowPipeline(DiffusionPipeline):
 
     def _decoded(self, latents: Tensor) -> Tensor:
         if isinstance(self.decoder, AutoencoderKL):
-            return VAE(self.decoder, side=latents.shape[-1]).decode(latents)
+            factor = 2 ** (len(self.decoder.config.block_out_channels) - 1)
+            return VAE(self.decoder, image_size=factor * latents.shape[-1]).decode(latents)
         return self.decoder.decode(latents)

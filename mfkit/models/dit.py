@@ -8,10 +8,10 @@ second time embedding, fed with t - r, and predicts the average velocity u(z, r,
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mfkit.models.generator import Architecture, Generator, Student, Teacher
 from mfkit.models.layers import (
     Block,
     FinalLayer,
@@ -31,7 +31,7 @@ class DiTConfig:
 
     channels: int
     side: int
-    classes: int
+    num_classes: int
     width: int
     depth: int
     heads: int
@@ -44,8 +44,12 @@ class DiTConfig:
     def __post_init__(self) -> None:
         check_sizes(depth=self.depth + self.head_depth, side=self.side, width=max(self.width, self.head_width))
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.side, self.side)
 
-class DiT(nn.Module):
+
+class _DiT(Generator):
     """What teacher and student share. Parameter names are those of the released RAE and MF-RAE checkpoints."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -55,7 +59,7 @@ class DiT(nn.Module):
         self.x_embedder = PixelEmbedding(config.channels, config.head_width)
         self.pos_embed = nn.Parameter(sincos_positions(config.width, config.side), requires_grad=False)
         self.t_embedder = TimeEmbedding(config.width)
-        self.y_embedder = LabelEmbedding(config.classes, config.width)
+        self.y_embedder = LabelEmbedding(config.num_classes, config.width)
         self.enc_feat_rope = RotaryPositions(config.width // config.heads, config.side)
         self.dec_feat_rope = RotaryPositions(config.head_width // config.head_heads, config.side)
         self.blocks = nn.ModuleList(
@@ -79,21 +83,14 @@ class DiT(nn.Module):
         return self.final_layer(x, s).transpose(1, 2).reshape(z.shape)
 
 
-class VelocityDiT(DiT):
+class VelocityDiT(_DiT, Teacher):
     """The teacher: the velocity v(z, t, y) of the flow."""
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The velocity at z.
-
-        :param z: (B, C, H, W), noisy latents.
-        :param t: (B,), times in [0, 1]; 0 is data, 1 is noise.
-        :param y: (B,), class indices; ``classes`` itself means "no label".
-        :returns: (B, C, H, W).
-        """
         return self._predict(z, self.t_embedder(t), y)
 
 
-class AverageVelocityDiT(DiT):
+class AverageVelocityDiT(_DiT, Student):
     """The student: the average velocity u(z, r, t, y); a second time embedding is fed with the interval t - r."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -101,30 +98,27 @@ class AverageVelocityDiT(DiT):
         self.r_embedder = TimeEmbedding(config.width, silent=True)
 
     @classmethod
-    def from_teacher(cls, teacher: DiT) -> Self:
-        """A student that starts as its teacher: u(z, r, t, y) = v(z, t, y) exactly, for every r."""
+    def from_teacher(cls, teacher: VelocityDiT) -> Self:
         student = cls(teacher.config)
         own = {name: value for name, value in student.state_dict().items() if name.startswith("r_embedder.")}
         student.load_state_dict(teacher.state_dict() | own)
         return student
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The average velocity over [r, t], so that z_r = z - (t - r) u.
-
-        :param z: (B, C, H, W), noisy latents at time t.
-        :param r: (B,), the earlier times, in [0, t].
-        :param t: (B,), times in [0, 1]; 0 is data, 1 is noise.
-        :param y: (B,), class indices; ``classes`` itself means "no label".
-        :returns: (B, C, H, W).
-        """
         return self._predict(z, self.t_embedder(t) + self.r_embedder(t - r), y)
 
 
-def parameter_count(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def null_labels(y: Tensor, classes: int, dropped: Tensor) -> Tensor:
-    """Labels with those rows replaced by "no label" (index ``classes``) where ``dropped`` (B,) is true."""
-    return torch.where(dropped, torch.full_like(y, classes), y)
+DIT_DH = Architecture(
+    name="dit-dh",
+    config=DiTConfig,
+    teacher=VelocityDiT,
+    student=AverageVelocityDiT,
+    sizes={
+        "tiny": dict(width=96, depth=4, heads=3, head_width=128, head_depth=2, head_heads=4),
+        "S": dict(width=384, depth=12, heads=6, head_width=2048, head_depth=2, head_heads=16),
+        "B": dict(width=768, depth=12, heads=12, head_width=2048, head_depth=2, head_heads=16),
+        "L": dict(width=1024, depth=24, heads=16, head_width=2048, head_depth=2, head_heads=16),
+        "XL": dict(width=1152, depth=28, heads=16, head_width=2048, head_depth=2, head_heads=16),
+    },
+)
+"""The sizes of the RAE paper (arXiv 2510.11690); ``tiny`` is ours, for latents of a few thousand numbers."""

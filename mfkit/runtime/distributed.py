@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,29 +22,47 @@ def processes() -> PartialState:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
         raise UsageError(f"the launcher started {launched} processes, but {state.num_processes} found each other")
+    _share_cores()
     return state
 
 
-def leave() -> None:
-    """Takes leave of the other processes, at the end of a command."""
+@cache
+def _share_cores() -> None:
+    """Each of several processes on a machine takes its share of the cores: all of all would slow them tenfold.
+
+    OMP_NUM_THREADS decides otherwise, but not torchrun's own setting of it to 1.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if local > 1 and ("OMP_NUM_THREADS" not in os.environ or by_torchrun):
+        torch.set_num_threads(max(1, available_cores() // local))
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shutdown() -> None:
+    """Leaves the group of processes, at the end of a command."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def gathered(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A parameter that FSDP has split among the processes, whole; any other tensor as it is. All processes call it."""
-    tensors = _split_tensors()
-    return value.full_tensor() if tensors and isinstance(value, tensors.DTensor) else value
+    module = _dtensor_module()
+    return value.full_tensor() if module and isinstance(value, module.DTensor) else value
 
 
-def placed_like(whole: Tensor, value: Tensor) -> Tensor:
+def shard_like(whole: Tensor, value: Tensor) -> Tensor:
     """A whole tensor as ``value`` is kept: its device, and this process's part where FSDP has split it."""
-    tensors, whole = _split_tensors(), whole.to(value.device)
-    if tensors and isinstance(value, tensors.DTensor):
-        return tensors.distribute_tensor(whole, value.device_mesh, value.placements)
+    module, whole = _dtensor_module(), whole.to(value.device)
+    if module and isinstance(value, module.DTensor):
+        return module.distribute_tensor(whole, value.device_mesh, value.placements)
     return whole
 
 
-def _split_tensors() -> Any:
+def _dtensor_module() -> Any:
     """torch's module of split tensors; None where there can be none, since it takes half a second to import."""
     return sys.modules.get("torch.distributed.tensor")

@@ -10,7 +10,7 @@ from mfkit.errors import UsageError
 
 
 @contextmanager
-def products(precision: PrecisionName, device: torch.device) -> Iterator[None]:
+def matmul_precision(precision: PrecisionName, device: torch.device) -> Iterator[None]:
     """float32 products inside are taken in TF32 where that is the precision, and else exactly, convolutions too.
 
     PyTorch takes convolutions in TF32 unless told otherwise, and a difference quotient does not survive that.
@@ -32,10 +32,3 @@ def products(precision: PrecisionName, device: torch.device) -> Iterator[None]:
 def autocast(precision: PrecisionName, device: torch.device) -> torch.autocast:
     """Products inside are taken in bfloat16 where that is the precision; weights and sums stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextmanager
-def evaluating(precision: PrecisionName, device: torch.device) -> Iterator[None]:
-    """For evaluation: :func:`products` and :func:`autocast`, without gradients."""
-    with products(precision, device), autocast(precision, device), torch.no_grad():
-        yield

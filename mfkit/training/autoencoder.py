@@ -1,38 +1,32 @@
 """train-rae: the encoder (given, or pre-trained on the images), the decoder, and the latents' mean and variance."""
 
-import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from mfkit.artifacts.artifact import Artifact, provenance
-from mfkit.artifacts.atomic import claimed
-from mfkit.autoencoders import weights
-from mfkit.autoencoders.encoders import TINY, Encoder, assemble, open_encoder
-from mfkit.autoencoders.pretraining import MaskedPretraining, hide_patches
-from mfkit.autoencoders.rae import RAE
-from mfkit.config.presets import DECODER_SIZES
-from mfkit.config.settings import AutoencoderSettings, PresetName, TrainingSettings
-from mfkit.data.figures import write_grid
-from mfkit.data.images import ImageSource, class_names
-from mfkit.data.loader import Batch
-from mfkit.data.sequence import batches_by_shard, batches_of
-from mfkit.data.stream import ShardStream
+from mfkit.autoencoders.encoder import Encoder
+from mfkit.autoencoders.encoders import TINY, input_size, open_encoder
+from mfkit.autoencoders.pretraining import MaskedPretraining, mask_patches
+from mfkit.autoencoders.rae import RAE, assemble, save_rae
+from mfkit.config.presets import DECODER_SIZES, PresetName
+from mfkit.config.settings import AutoencoderSettings, TrainingSettings
+from mfkit.data.grid import write_grid
+from mfkit.data.images import ImageDataset, class_names
+from mfkit.data.loader import Batch, all_batches, inference_batches
+from mfkit.data.stream import StreamDataset
 from mfkit.errors import UsageError
-from mfkit.flow.losses import Loss, masked_prediction, reconstruction
+from mfkit.flow.objectives.base import Loss
 from mfkit.flow.random import Draws
-from mfkit.flow.times import per_row
-from mfkit.models.dit import parameter_count
+from mfkit.flow.times import expand_to
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.seeding import seeded
-from mfkit.training.checkpoint import forget
-from mfkit.training.loop import Run, Stage, train
-from mfkit.training.plan import Execution
+from mfkit.training.product import Product, produce
+from mfkit.training.task import RunOptions, Task
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +34,8 @@ _GRID_COLUMNS = 8
 
 
 def train_rae(
-    images: ImageSource, encoder: str, encoder_weights: str | None, preset: PresetName, settings: TrainingSettings,
-    sizes: AutoencoderSettings, execution: Execution,
+    images: ImageDataset, encoder: str, encoder_weights: str | None, preset: PresetName, settings: TrainingSettings,
+    sizes: AutoencoderSettings, options: RunOptions,
 ) -> str:  # fmt: skip
     """Trains the decoder on a frozen encoder and writes both with the latents' statistics.
 
@@ -49,109 +43,116 @@ def train_rae(
     :param encoder_weights: a local copy of a timm model's weights.
     :returns: the line for standard output.
     """
-    if isinstance(images, ShardStream) and not images.repeatable:
+    if isinstance(images, StreamDataset) and not images.repeatable:
         raise UsageError("train-rae reads the images many times; a stream can be read once: give a folder or shards")
-    if isinstance(images, ShardStream) and settings.sample_every:
+    if isinstance(images, StreamDataset) and settings.sample_every:
         raise UsageError("--sample-every shows the first images, which a stream cannot give again and again")
     inputs = {"images": images.artifact}
     with seeded(settings.seed):
-        opened = open_encoder(encoder, sizes.encoder_size, encoder_weights)
+        size = sizes.encoder_size or input_size(encoder, sizes.image_size // sizes.patch)
+        sizes = replace(sizes, encoder_size=size)
+        opened = open_encoder(encoder, size, encoder_weights)
         rae = _fresh(opened, sizes)
     if opened.source:
         inputs["encoder"] = opened.source
-    if execution.dry_run:
-        return _description(rae, encoder, settings, sizes, execution.output)
-    used = [artifact.path for artifact in inputs.values()]
-    with claimed(execution.output, overwrite=execution.overwrite, suffix=".safetensors", inputs=used):
-        _train(rae, images, encoder, inputs, preset, settings, sizes, execution)
-    return str(execution.output)
+    config = {"preset": preset, "class_names": class_names(images)}
+    product = Product(
+        kind="rae", network=rae, inputs=inputs, settings=asdict(settings) | asdict(sizes) | {"encoder": encoder},
+        seed=settings.seed, save=lambda path, provenance: save_rae(path, rae, config, provenance),
+    )  # fmt: skip
+
+    def tasks() -> Iterator[Task]:
+        rae.to(processes().device)
+        digests = {role: artifact.digest for role, artifact in inputs.items()}
+        resume_key = asdict(sizes) | {"encoder": encoder} | digests
+        if encoder == TINY:
+            yield _pretraining(rae, images, replace(settings, steps=sizes.pretrain_steps), sizes, resume_key)
+            rae.encoder.requires_grad_(False)
+        _measure_latents(rae, images, settings.workers)
+        yield _decoder_training(rae, images, settings, sizes, resume_key, options)
+
+    return produce(product, tasks, options)
 
 
-def _train(
-    rae: RAE, images: ImageSource, encoder: str, inputs: dict[str, Artifact], preset: PresetName,
-    settings: TrainingSettings, sizes: AutoencoderSettings, execution: Execution,
-) -> None:  # fmt: skip
-    processes().wait_for_everyone()
-    rae.to(processes().device)
-    identity = asdict(sizes) | {"encoder": encoder} | {role: artifact.digest for role, artifact in inputs.items()}
-    pretraining = execution.output.with_suffix(".encoder.safetensors")
-    if encoder == TINY:
-        steps = replace(settings, steps=sizes.encoder_steps)
-        train(
-            _pretraining(rae, images, steps, sizes), steps,
-            Run(output=pretraining, identity=identity, restart=execution.restart),
-        )  # fmt: skip
-        rae.encoder.requires_grad_(False)
-    _measure(rae, images, settings.workers)
-    run = Run(output=execution.output, identity=identity, restart=execution.restart, trackers=execution.trackers)
-    train(_decoder_training(rae, images, settings, sizes, execution.output), settings, run)
-    record = provenance(execution.output.parent, inputs, seed=settings.seed)
-    weights.save(execution.output, rae, "rae", {"preset": preset, "classes": class_names(images)}, record)
-    if processes().is_main_process:
-        forget(execution.output)
-        forget(pretraining)
-    processes().wait_for_everyone()
-
-
-def _pretraining(rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings) -> Stage:
+def _pretraining(
+    rae: RAE, images: ImageDataset, settings: TrainingSettings, sizes: AutoencoderSettings, resume_key: dict
+) -> Task:
+    """Masked prediction of the pixels, and of the class where the images have one."""
     side, classes = rae.config.side, class_names(images)
     if not classes:
         logger.warning("%s does not name its classes: the encoder is pre-trained without labels", images.artifact.path)
     with seeded(settings.seed + 1):
         network = MaskedPretraining(
-            rae.encoder, rae.config.channels, sizes.encoder_size // side, len(classes) if sizes.label_weight else 0
+            rae.encoder,
+            rae.config.channels,
+            sizes.encoder_size // side,
+            len(classes) if sizes.class_loss_weight else 0,
         ).to(processes().device)
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
-        seen = rae.encoder_input(_unit(batch.columns["image"]))
-        draws = Draws(settings.seed, "train-rae/encoder", batch.positions, seen.device)
-        hidden = draws.uniform("patch", side * side) < sizes.mask * draws.uniform("mask", 1)
-        predicted, logits = net(hide_patches(seen, hidden.view(-1, side, side)))
-        return masked_prediction(seen, predicted, batch.columns["label"], logits, sizes.label_weight)
+        pixels = rae.encoder_input(_unit(batch.columns["image"]))
+        draws = Draws(settings.seed, "train-rae/encoder", batch.positions, pixels.device)
+        masked = draws.uniform("patch", side * side) < sizes.mask_ratio * draws.uniform("mask", 1)
+        predicted, logits = net(mask_patches(pixels, masked.view(-1, side, side)))
+        error = (predicted - pixels).square().mean()  # of all pixels, masked and seen
+        if logits is None:
+            return Loss(error, error.detach())
+        classification = F.cross_entropy(logits, batch.columns["label"])
+        return Loss(error + sizes.class_loss_weight * classification, error.detach())
 
-    blocks = list(rae.encoder.get_submodule("blocks").children())
-    return Stage(network=network, source=images, loss=loss, blocks=blocks)
+    return Task(
+        network=network, dataset=images, loss=loss, settings=replace(settings, sample_every=0), resume_key=resume_key,
+        blocks=list(rae.encoder.get_submodule("blocks").children()), suffix=".encoder",
+    )  # fmt: skip
 
 
 def _decoder_training(
-    rae: RAE, images: ImageSource, settings: TrainingSettings, sizes: AutoencoderSettings, output: Path
-) -> Stage:
+    rae: RAE, images: ImageDataset, settings: TrainingSettings, sizes: AutoencoderSettings, resume_key: dict,
+    options: RunOptions,
+) -> Task:  # fmt: skip
+    """L1 of the pixels plus the squared error of the encoder's features, from latents with some noise."""
+
     def loss(net: nn.Module, batch: Batch) -> Loss:
         pixels = _unit(batch.columns["image"])
         with torch.no_grad():
             features = rae.features(pixels)
         draws = Draws(settings.seed, "train-rae/decoder", batch.positions, pixels.device)
-        sigma = sizes.noise * per_row(draws.uniform("sigma"), features)
+        sigma = sizes.noise_tau * expand_to(draws.uniform("sigma"), features)
         noise = draws.normal("noise", features.shape[1:])
         decoded = net(features + sigma * noise * rae.latent_scale)
-        decoded_features = rae.features(decoded) if sizes.feature_weight else None
-        return reconstruction(pixels, decoded, features, decoded_features, sizes.feature_weight)
+        value = (decoded - pixels).abs().mean()
+        if sizes.feature_loss_weight:
+            value = value + sizes.feature_loss_weight * (rae.features(decoded) - features).square().mean()
+        return Loss(value, (decoded - pixels).square().mean().detach())
 
-    def picture(step: int) -> None:
+    def draw_grid(step: int) -> None:
         """The first images, and under each row of them what is decoded from their latents."""
-        batch = next(batches_of(images, 3 * _GRID_COLUMNS, damage=images.damage))
+        batch = next(all_batches(images, 3 * _GRID_COLUMNS))
         pixels = _unit(batch.columns["image"].to(rae.device))
         with torch.no_grad():
             pairs = zip(pixels.split(_GRID_COLUMNS), rae.decode(rae.encode(pixels)).split(_GRID_COLUMNS), strict=True)
         grid = torch.cat([row for pair in pairs for row in pair])
-        write_grid(output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
+        write_grid(options.output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
 
-    blocks = list(rae.decoder.get_submodule("decoder_layers").children())
-    return Stage(network=rae, source=images, loss=loss, picture=picture, blocks=blocks)
+    return Task(
+        network=rae, dataset=images, loss=loss, settings=settings, resume_key=resume_key, draw_grid=draw_grid,
+        blocks=list(rae.decoder.get_submodule("decoder_layers").children()),
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def _measure(rae: RAE, images: ImageSource, workers: int) -> None:
+def _measure_latents(rae: RAE, images: ImageDataset, workers: int) -> None:
     """Sets the latents' mean and variance, per element, over all images."""
-    shape = rae.config.latent_shape
-    total, squares = (torch.zeros(shape, dtype=torch.float64, device=rae.device) for _ in range(2))
-    count = torch.zeros((), dtype=torch.float64, device=total.device)
+    shape, device = rae.config.latent_shape, rae.device
+    exact = torch.device("cpu") if device.type == "mps" else device  # Apple's devices have no float64
+    total, squares = (torch.zeros(shape, dtype=torch.float64, device=exact) for _ in range(2))
+    count = torch.zeros((), dtype=torch.float64, device=exact)
     state = processes()
-    batches = batches_by_shard(
-        images, 256, 256, lambda part: part % state.num_processes == state.process_index, workers, images.damage
+    batches = inference_batches(
+        images, 256, 256, lambda part: part % state.num_processes == state.process_index, workers
     )
     for _, batch in batches:
-        features = rae.features(_unit(batch.columns["image"].to(total.device))).double()
+        features = rae.features(_unit(batch.columns["image"].to(device))).to(exact).double()
         total += features.sum(0)
         squares += features.square().sum(0)
         count += len(features)
@@ -164,24 +165,15 @@ def _fresh(encoder: Encoder, sizes: AutoencoderSettings) -> RAE:
     """An RAE with this encoder and a fresh decoder."""
     channels, side, _ = encoder.latent_shape()
     if sizes.image_size % side:
-        raise UsageError(f"images of {sizes.image_size} pixels do not divide into the encoder's {side} x {side} tokens")
+        raise UsageError(
+            f"images of {sizes.image_size} pixels do not divide into the encoder's {side} x {side} tokens; "
+            "give --image-size, --patch or --encoder-size"
+        )
     return assemble(
         encoder, dict(image_size=sizes.image_size, channels=channels, side=side, **DECODER_SIZES[sizes.decoder])
     )
 
 
 def _unit(images: Tensor) -> Tensor:
+    """Bytes to [0, 1]."""
     return images.float() / 255
-
-
-def _description(rae: RAE, encoder: str, settings: TrainingSettings, sizes: AutoencoderSettings, output: Path) -> str:
-    described: dict[str, Any] = {
-        "output": str(output),
-        "kind": "rae",
-        "encoder": encoder,
-        "parameters": parameter_count(rae),
-        "latent": list(rae.config.latent_shape),
-        "network": asdict(rae.config),
-        "settings": asdict(settings) | asdict(sizes),
-    }
-    return json.dumps(described, indent=2)

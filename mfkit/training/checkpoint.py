@@ -1,24 +1,37 @@
 """Checkpoints: all that a run needs to go on, in one safetensors file. Nothing is pickled.
 
-Order, noise, times and label drops follow from the seed and the step, so no random state is kept.
+Order, noise, times and class dropout follow from the seed and the step, so no random state is kept.
 """
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mfkit.artifacts.artifact import metadata, open_artifact
-from mfkit.artifacts.atomic import whole_file
-from mfkit.artifacts.safetensors_files import read_tensors, save_tensors
-from mfkit.config.settings import differing
-from mfkit.errors import MALFORMED, InputError, UsageError, reason
-from mfkit.runtime.distributed import gathered, placed_like, processes
-from mfkit.training.train_state import Optimisation
+from mfkit.artifacts.artifact import Provenance, metadata, open_artifact
+from mfkit.artifacts.atomic import atomic_write
+from mfkit.artifacts.json_files import parse
+from mfkit.artifacts.network_weights import shapes_of
+from mfkit.artifacts.safetensors_files import read_tensors, write_tensors
+from mfkit.errors import InputError, UsageError
+from mfkit.runtime.distributed import full_tensor, processes, shard_like
+from mfkit.setting import differences
+from mfkit.training.train_state import TrainState
 
 _KIND = "checkpoint"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Of AdamW, beside its step."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    step: int
+    settings: dict[str, Any]
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -26,7 +39,7 @@ def checkpoints(output: Path) -> list[Path]:
     return _of_run(output, r"\.safetensors")
 
 
-def forget(output: Path) -> None:
+def remove_checkpoints(output: Path) -> None:
     """Removes the checkpoints of a run, and what was left of one whose writing was cut off."""
     for path in checkpoints(output) + _of_run(output, r"\.safetensors\.partial", hidden=True):
         path.unlink(missing_ok=True)
@@ -38,41 +51,53 @@ def _of_run(output: Path, ending: str, *, hidden: bool = False) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
 
-def save(output: Path, step: int, settings: dict[str, Any], optimisation: Optimisation, *, keep: int = 1) -> None:
-    """Writes trainable parameters, their moving average and the optimiser's state after ``step`` steps.
+def save(
+    output: Path, step: int, settings: dict[str, Any], train_state: TrainState, state: Mapping[str, Tensor], *,
+    keep: int = 1,
+) -> None:  # fmt: skip
+    """Writes trainable parameters, their EMA and the optimiser's state after ``step`` steps.
 
-    All processes call it; the main one writes.
+    All processes call it; the main one writes, and it alone has a tensor on the host, one at a time.
 
+    :param state: what the loss keeps between steps.
     :param keep: how many checkpoints stay; older ones are removed once this one is whole.
     """
-    parameters, optimizer = optimisation.parameters, optimisation.optimizer
-    tensors = {f"model.{name}": value.detach() for name, value in parameters.items()}
-    tensors |= {f"ema.{name}": value for name, value in zip(parameters, optimisation.average, strict=True)}
-    for name, value in parameters.items():
-        tensors |= {f"optimizer.{key}.{name}": state for key, state in optimizer.state[value].items()}
-    tensors = {name: gathered(value).cpu().contiguous() for name, value in tensors.items()}
+    tensors: dict[str, Tensor] = {f"model.{name}": value.detach() for name, value in train_state.parameters.items()}
+    tensors |= {f"ema.{name}": value for name, value in zip(train_state.parameters, train_state.ema, strict=True)}
+    tensors |= {f"state.{name}": value for name, value in state.items()}
+    for name, value in train_state.parameters.items():
+        own = train_state.optimizer.state[value]
+        tensors |= {f"optimizer.{key}.{name}": own[key] for key in (*_MOMENTS, "step")}
     if not processes().is_main_process:
+        write_tensors(None, tensors, {}, full_tensor)
         return
-    with whole_file(output.with_suffix(f".checkpoint-{step:07d}.safetensors")) as partial:
-        save_tensors(partial, tensors, metadata(_KIND, {"step": step, "settings": settings}, {}))
+    with atomic_write(output.with_suffix(f".checkpoint-{step:07d}.safetensors")) as partial:
+        texts = metadata(_KIND, {"step": step, "settings": settings}, Provenance())
+        write_tensors(partial, tensors, texts, full_tensor)
     for old in checkpoints(output)[:-keep] + _of_run(output, r"\.safetensors\.partial", hidden=True):
         old.unlink(missing_ok=True)
 
 
-def restore(path: Path, settings: dict[str, Any], optimisation: Optimisation) -> int:
+def restore(path: Path, settings: dict[str, Any], train_state: TrainState, state: Mapping[str, Tensor]) -> int:
     """Loads a checkpoint in place and returns its step; refuses one of a run with other settings."""
-    config = open_artifact(path, kinds=(_KIND,)).config
-    if different := differing(config["settings"], json.loads(json.dumps(settings))):
-        raise UsageError(f"{path} is of a run with other settings ({different}); --restart starts anew and removes it")
+    found = parse(_Description, open_artifact(path, kinds=(_KIND,)).config, path)
+    if different := differences(found.settings, json.loads(json.dumps(settings))):
+        raise UsageError(f"{path} was started with different settings ({different}); --restart removes it")
     tensors = read_tensors(path)
-    try:
-        with torch.no_grad():
-            for (name, value), average in zip(optimisation.parameters.items(), optimisation.average, strict=True):
-                value.copy_(placed_like(tensors[f"model.{name}"], value))
-                average.copy_(placed_like(tensors[f"ema.{name}"], value))
-                optimisation.optimizer.state[value] = {
-                    key: placed_like(tensors[f"optimizer.{key}.{name}"], value) for key in ("exp_avg", "exp_avg_sq")
-                } | {"step": tensors[f"optimizer.step.{name}"].to(value.device)}
-    except MALFORMED as error:
-        raise InputError(f"{path} does not fit this network: {reason(error)}") from error
-    return config["step"]
+    places = {f"state.{name}": value for name, value in state.items()}
+    for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
+        places |= {f"{part}.{name}": value for part in ("model", *(f"optimizer.{key}" for key in _MOMENTS))}
+        places |= {f"ema.{name}": ema, f"optimizer.step.{name}": torch.zeros(())}
+    if (own := shapes_of(places)) != (held := shapes_of(tensors)):
+        odd = sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
+        raise InputError(f"{path} does not fit this network: {', '.join(odd[:5])}")
+    with torch.no_grad():
+        for name, kept in state.items():
+            kept.copy_(tensors[f"state.{name}"])
+        for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
+            value.copy_(shard_like(tensors[f"model.{name}"], value))
+            ema.copy_(shard_like(tensors[f"ema.{name}"], value))
+            train_state.optimizer.state[value] = {
+                key: shard_like(tensors[f"optimizer.{key}.{name}"], value) for key in _MOMENTS
+            } | {"step": tensors[f"optimizer.step.{name}"].to(value.device)}
+    return found.step

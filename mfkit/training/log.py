@@ -1,4 +1,4 @@
-"""The training log: a line of JSON per so many steps, in a file beside the output."""
+"""The training log: one line of JSON per so many steps, in a file beside the output."""
 
 import json
 from collections.abc import Iterator
@@ -6,23 +6,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mfkit.artifacts.atomic import write_text, writing
+from mfkit.artifacts.atomic import write_errors, write_text
 from mfkit.errors import InputError
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """What a step measured."""
+    """Means over the steps since the line before."""
 
     step: int
     loss: float
     """What is descended; weighted losses sit near 1 by construction."""
-    squared_error: float
+    mse: float
     """Mean squared error per element, unweighted."""
-    gradient_norm: float
+    grad_norm: float
     """Before clipping."""
     learning_rate: float
-    images_per_second: float
+    samples_per_second: float
 
 
 def log_path(output: Path) -> Path:
@@ -30,11 +30,11 @@ def log_path(output: Path) -> Path:
 
 
 def append(path: Path, line: LogLine) -> None:
-    with writing(path), path.open("a") as file:
+    with write_errors(path), path.open("a") as file:
         file.write(json.dumps(asdict(line)) + "\n")
 
 
-def cut(path: Path, step: int) -> None:
+def truncate(path: Path, step: int) -> None:
     """Removes the lines past ``step``, which a resumed run writes again."""
     if path.exists():
         kept = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= step]

@@ -1,160 +1,132 @@
-"""The one training loop. A stage says which network, which rows and which loss; the loop does the rest."""
+"""The one training loop. A task says which network, which data and which loss; the loop does the rest."""
 
 import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from mfkit.artifacts.artifact import metadata
-from mfkit.artifacts.atomic import whole_file
-from mfkit.artifacts.safetensors_files import save_tensors
+from mfkit.artifacts.artifact import Provenance, metadata
+from mfkit.artifacts.atomic import atomic_write
+from mfkit.artifacts.safetensors_files import write_tensors
 from mfkit.config.settings import TrainingSettings
-from mfkit.data.loader import Batch, Layout, Source, feed
+from mfkit.data.loader import Batch, BatchSharding, train_batches
 from mfkit.errors import DivergedError, StoppedError, UsageError
-from mfkit.flow.losses import Loss
+from mfkit.flow.objectives.base import Loss
 from mfkit.runtime.distributed import processes
-from mfkit.runtime.precision import products
+from mfkit.runtime.precision import matmul_precision
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
-from mfkit.training.signals import Asked, noted
-from mfkit.training.step_status import Agreement
-from mfkit.training.train_state import LossOf, Optimisation
+from mfkit.training.signals import StopRequest, graceful_stop
+from mfkit.training.step_status import StatusSync
+from mfkit.training.task import RunOptions, Task, run_path
+from mfkit.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What is trained, on which rows, by which loss."""
-
-    network: nn.Module
-    """Its parameters that require a gradient are trained, in place; at the end they are their moving average."""
-    source: Source
-    loss: LossOf
-    """``network`` itself is the bare one."""
-    blocks: Iterable[nn.Module] = ()
-    """The network's repeated blocks: what is compiled, and what is made again in the backward pass, one at a time."""
-    rows_per_item: int = 1
-    """Rows of the network that an item of the source becomes."""
-    picture: Callable[[int], None] | None = None
-    """Draws a grid after so many steps; the network holds its moving average meanwhile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Where a stage leaves its traces, and how it starts."""
-
-    output: Path
-    identity: dict[str, Any] = field(default_factory=dict)
-    """What besides the settings must be the same for a checkpoint to fit: digests of the inputs, sizes."""
-    restart: bool = False
-    trackers: tuple[str, ...] = ()
-
-
-def train(stage: Stage, settings: TrainingSettings, run: Run) -> None:
-    """Trains ``stage.network`` to the last step, from the run's checkpoint where there is one.
+def train(task: Task, options: RunOptions) -> None:
+    """Trains ``task.network`` to the last step, from the run's checkpoint where there is one.
 
     :raises DivergedError: a loss or gradient is not finite; the last checkpoint stays, the step's inputs are kept.
     :raises StoppedError: a signal asked to stop; the step was finished and saved.
     """
-    with products(settings.precision, processes().device), noted() as asked:
-        _train(stage, settings, run, asked)
+    with matmul_precision(task.settings.precision, processes().device), graceful_stop() as request:
+        _train(task, options, request)
 
 
-def _train(stage: Stage, settings: TrainingSettings, run: Run, asked: Asked) -> None:
-    state = processes()
-    layout = _layout(settings, stage.rows_per_item, state.process_index, state.num_processes)
-    optimisation = Optimisation(
-        stage.network, stage.blocks, settings,
-        accumulation=layout.accumulation, trackers=run.trackers, folder=run.output.parent,
+def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
+    settings, output, world = task.settings, run_path(options, task), processes()
+    sharding = _sharding(settings, task.rows_per_sample, world.process_index, world.num_processes)
+    train_state = TrainState(
+        task.network, task.blocks, settings,
+        accumulation=sharding.accumulation, trackers=options.trackers, folder=output.parent,
     )  # fmt: skip
-    accelerator = optimisation.accelerator
-    if optimisation.sharded and settings.sample_every:
-        raise UsageError("--sample-every draws in one process, which has a part of the weights only under FSDP")
-    log = training_log.log_path(run.output)
-    identity = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | run.identity
+    accelerator = train_state.accelerator
+    if train_state.sharded and settings.sample_every:
+        raise UsageError("--sample-every samples in one process, which has a part of the weights only under FSDP")
+    log = training_log.log_path(output)
+    resume_key = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | task.resume_key
     first_step = 0
-    if run.restart:
+    if options.restart:
         if accelerator.is_main_process:
-            checkpoint.forget(run.output)
+            checkpoint.remove_checkpoints(output)
         accelerator.wait_for_everyone()
-    kept = checkpoint.checkpoints(run.output)
+    kept = checkpoint.checkpoints(output)
     if len({str(part) for part in gather_object([kept])}) > 1:
-        raise UsageError(f"{run.output.parent}: not all processes see the same checkpoints there; it must be shared")
+        raise UsageError(f"{output.parent}: not all processes see the same checkpoints there; it must be shared")
     if kept:
-        first_step = checkpoint.restore(kept[-1], identity, optimisation)
-        logger.info("going on from %s, step %d", kept[-1], first_step)
+        first_step = checkpoint.restore(kept[-1], resume_key, train_state, task.state)
+        logger.info("resuming from %s, step %d", kept[-1], first_step)
     if accelerator.is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)
-        training_log.cut(log, first_step)
-        if run.trackers:
-            accelerator.init_trackers(run.output.stem, config=identity)
+        training_log.truncate(log, first_step)
+        if options.trackers:
+            accelerator.init_trackers(output.stem, config=resume_key)
     accelerator.wait_for_everyone()
 
-    meter, agreement = _Meter(accelerator, settings, log, first_step), Agreement(asked, settings.save_minutes)
+    meter, status_sync = _Meter(accelerator, settings, log, first_step), StatusSync(request, settings.save_minutes)
     recent: deque[_Inputs] = deque(maxlen=2)
     done = first_step
-    batches = feed(
-        stage.source, layout, first_step=first_step, last_step=settings.steps, seed=settings.seed,
+    batches = train_batches(
+        task.dataset, sharding, first_step=first_step, last_step=settings.steps, seed=settings.seed,
         workers=settings.workers,
     )  # fmt: skip
     hidden = not (accelerator.is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING))
     for step in tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, disable=hidden):
         done = step + 1
-        recent.append(_Inputs(done, list(islice(batches, layout.accumulation))))
-        norm, rate = optimisation.step(step, recent[-1].batches, stage.loss, meter.add)
+        recent.append(_Inputs(done, list(islice(batches, sharding.accumulation))))
+        norm, rate = train_state.step(step, recent[-1].batches, task.loss, meter.add)
         meter.end_step(norm)
         regular = done == settings.steps or done % settings.save_every == 0
-        verdict = agreement.after(done, meter.sums)
-        if regular or verdict.save or verdict.signal or done % settings.log_every == 0:
-            verdict = agreement.settled()
-        if verdict.diverged:
-            raise _diverged(next(inputs for inputs in recent if inputs.step == verdict.diverged), run.output)
-        to_save = regular or verdict.save or verdict.signal is not None
+        status = status_sync.after_step(done, meter.sums)
+        if regular or status.save or status.signal or done % settings.log_every == 0:
+            status = status_sync.wait()
+        if status.diverged:
+            raise _diverged(next(inputs for inputs in recent if inputs.step == status.diverged), output)
+        to_save = regular or status.save or status.signal is not None
         if to_save or done % settings.log_every == 0:
             meter.write(done, rate)
         if to_save:
-            stage.source.damage.agree()
-            checkpoint.save(run.output, done, identity, optimisation, keep=settings.keep)
-            agreement.saved()
-        if verdict.signal:
+            task.dataset.skips.sync()
+            checkpoint.save(output, done, resume_key, train_state, task.state, keep=settings.keep)
+            status_sync.saved()
+        if status.signal:
             break
-        drawn = stage.picture and settings.sample_every and done % settings.sample_every == 0
-        if stage.picture and drawn and accelerator.is_main_process:
-            with optimisation.averaged():
-                stage.picture(done)
-    agreement.after(done, meter.sums)  # a signal may have come while the last checkpoint was written
-    if number := agreement.settled().signal:
+        drawn = task.draw_grid and settings.sample_every and done % settings.sample_every == 0
+        if task.draw_grid and drawn and accelerator.is_main_process:
+            with train_state.with_ema():
+                task.draw_grid(done)
+    status_sync.after_step(done, meter.sums)  # a signal may have come while the last checkpoint was written
+    if number := status_sync.wait().signal:
         accelerator.wait_for_everyone()  # a launcher ends all others as soon as one has ended
         raise StoppedError(
-            f"{number.name}: saved after step {done} of {settings.steps}; the same command goes on", number
+            f"{number.name}: saved after step {done} of {settings.steps}; run the same command to resume", number
         )
-    optimisation.take_average()
-    stage.source.damage.report()
+    train_state.take_ema()
+    task.dataset.skips.report()
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
-    stage.network.eval()
+    task.network.eval()
 
 
-def _layout(settings: TrainingSettings, rows_per_item: int, rank: int, processes: int) -> Layout:
-    """Shares of the source's items, each of which becomes ``rows_per_item`` rows of the network."""
+def _sharding(settings: TrainingSettings, rows_per_sample: int, rank: int, processes: int) -> BatchSharding:
+    """Shares of the dataset's samples, each of which becomes ``rows_per_sample`` rows of the network."""
     for rows in (settings.batch_size, settings.micro_batch):
-        if rows % rows_per_item:
-            raise UsageError(f"a batch of {rows} rows does not divide by {rows_per_item} rows per trajectory")
-    items = settings.batch_size // rows_per_item
-    return Layout(items, settings.micro_batch // rows_per_item or max(1, items // processes), rank, processes)
+        if rows % rows_per_sample:
+            raise UsageError(f"a batch of {rows} does not divide by {rows_per_sample} pairs per trajectory")
+    samples = settings.batch_size // rows_per_sample
+    micro_batch = settings.micro_batch // rows_per_sample or max(1, samples // processes)
+    return BatchSharding(samples, micro_batch, rank, processes)
 
 
 _MAY_CHANGE = (
@@ -173,14 +145,14 @@ class _Inputs:
 
 
 def _diverged(inputs: _Inputs, output: Path) -> DivergedError:
-    """Writes the rows of a step, of this process, with their positions in the run's order, for study: the error."""
+    """Writes the samples of a step, of this process, with their positions in the run's order, for study."""
     rank = processes().process_index
     path = output.with_suffix(f".diverged{f'-{rank}' if rank else ''}.safetensors")
     tensors = {
         name: torch.cat([batch.columns[name] for batch in inputs.batches]) for name in inputs.batches[0].columns
     } | {"position": torch.tensor([position for batch in inputs.batches for position in batch.positions])}
-    with whole_file(path) as partial:
-        save_tensors(partial, tensors, metadata("diverged", {"step": inputs.step}, {}))
+    with atomic_write(path) as partial:
+        write_tensors(partial, tensors, metadata("diverged", {"step": inputs.step}, Provenance()))
     processes().wait_for_everyone()  # a launcher ends all others as soon as one has ended
     kept = checkpoint.checkpoints(output)
     way_back = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
@@ -190,7 +162,7 @@ def _diverged(inputs: _Inputs, output: Path) -> DivergedError:
 
 
 class _Meter:
-    """Averages what the steps measure, and writes it.
+    """Averages what the steps compute, and writes it to the log.
 
     Values stay on the device between two lines of the log, so that no step waits for them.
     """
@@ -199,11 +171,11 @@ class _Meter:
         self._accelerator, self._settings, self._log = accelerator, settings, log
         self.sums = torch.zeros(3, device=accelerator.device)
         """Of loss, squared error, gradient norm since the last line."""
-        self._passes, self._step, self._clock = 0, first_step, time.perf_counter()
+        self._micro_batches, self._step, self._clock = 0, first_step, time.perf_counter()
 
     def add(self, loss: Loss) -> None:
-        self.sums[:2] += torch.stack([loss.value.detach(), loss.squared_error]).float()
-        self._passes += 1
+        self.sums[:2] += torch.stack([loss.value.detach(), loss.mse]).float()
+        self._micro_batches += 1
 
     def end_step(self, norm: Tensor) -> None:
         self.sums[2] += norm
@@ -212,7 +184,7 @@ class _Meter:
         loss, error, norms = self._accelerator.reduce(self.sums, "mean").tolist()
         steps, seconds = step - self._step, time.perf_counter() - self._clock
         line = training_log.LogLine(
-            step, loss / self._passes, error / self._passes, norms / steps, rate,
+            step, loss / self._micro_batches, error / self._micro_batches, norms / steps, rate,
             steps * self._settings.batch_size / seconds,
         )  # fmt: skip
         if self._accelerator.is_main_process:
@@ -220,4 +192,4 @@ class _Meter:
         if self._accelerator.log_with:
             self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
         self.sums.zero_()
-        self._passes, self._step, self._clock = 0, step, time.perf_counter()
+        self._micro_batches, self._step, self._clock = 0, step, time.perf_counter()

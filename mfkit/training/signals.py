@@ -1,4 +1,4 @@
-"""What a user or a scheduler asks of a training run by a signal: finish the step, save, leave; or leave at once."""
+"""A graceful stop: on the first signal a training finishes its step, saves and ends; the second ends it at once."""
 
 import logging
 import os
@@ -11,10 +11,10 @@ from mfkit.runtime.distributed import processes
 
 logger = logging.getLogger(__name__)
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Asked:
+class StopRequest:
     """The first of these signals that has come, or None."""
 
     def __init__(self) -> None:
@@ -22,24 +22,24 @@ class Asked:
 
 
 @contextmanager
-def noted() -> Iterator[Asked]:
-    """Notes the first of the signals meanwhile; the second ends the process, whatever it is waiting for.
+def graceful_stop() -> Iterator[StopRequest]:
+    """Records the first signal meanwhile; the second ends the process, whatever it is waiting for.
 
-    A thread takes them, since the main one may be in a library for long, waiting for another process. Outside the main
-    thread there are no signals to note.
+    A thread receives them, since the main one may be in a library for long, waiting for another process. Outside the
+    main thread there are no signals to receive.
     """
-    asked = Asked()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _take) for number in STOPPING}
-    thread = threading.Thread(target=_listen, args=(reader, asked), daemon=True)
+    before = {number: signal.signal(number, _handle) for number in STOP_SIGNALS}
+    thread = threading.Thread(target=_listen, args=(reader, request), daemon=True)
     thread.start()
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -49,16 +49,16 @@ def noted() -> Iterator[Asked]:
         os.close(reader)
 
 
-def _take(number: int, frame: object) -> None:
-    """In place of Python's own action; the thread has been told."""
+def _handle(number: int, frame: object) -> None:
+    """In place of Python's own action; the thread has the signal's number."""
 
 
-def _listen(reader: int, asked: Asked) -> None:
+def _listen(reader: int, request: StopRequest) -> None:
     while data := os.read(reader, 1):
-        if data[0] not in STOPPING:
+        if data[0] not in STOP_SIGNALS:
             continue
-        if asked.signal is not None:
+        if request.signal is not None:
             os._exit(128 + data[0])
-        asked.signal = signal.Signals(data[0])
+        request.signal = signal.Signals(data[0])
         if processes().is_main_process:
-            logger.warning("%s: stopping after this step; once more stops at once", asked.signal.name)
+            logger.warning("%s: stopping after this step; once more stops at once", request.signal.name)

@@ -1,4 +1,4 @@
-"""One step of the optimiser: losses of the micro-batches, gradients over all processes, AdamW, the moving average."""
+"""One step of the optimiser: losses of the micro-batches, gradients over all processes, AdamW, the EMA."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -9,19 +9,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mfkit.config.settings import TrainingSettings
 from mfkit.data.loader import Batch
 from mfkit.errors import UsageError
-from mfkit.flow.losses import Loss
+from mfkit.flow.objectives.base import Loss
 from mfkit.runtime.blocks import checkpoint_activations, compile_blocks
-from mfkit.runtime.distributed import gathered, processes
+from mfkit.runtime.distributed import full_tensor, processes
 from mfkit.runtime.precision import autocast
-
-LossOf = Callable[[nn.Module, Batch], Loss]
-"""(network in its data-parallel wrapper, rows) -> loss."""
+from mfkit.training.task import LossFunction
 
 
 def learning_rate(settings: TrainingSettings, step: int) -> float:
@@ -34,22 +31,22 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def ema_decay(settings: TrainingSettings, step: int) -> float:
-    """The decay of the weights' moving average after a step, counted from 0: rises to its setting, the first is 0."""
+    """The decay of the weights' EMA after a step, counted from 0: rises to its setting, the first is 0."""
     return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
 
 
-class Optimisation:
-    """A network in training: its parameters that require a gradient, AdamW's state, their moving average."""
+class TrainState:
+    """A network in training: its parameters that require a gradient, AdamW's state, the parameters' EMA."""
 
     def __init__(
         self, network: nn.Module, blocks: Iterable[nn.Module], settings: TrainingSettings, *, accumulation: int = 1,
         trackers: Iterable[str] = (), folder: Path | None = None,
     ) -> None:  # fmt: skip
-        """:param blocks: repeated parts of the network, which are compiled, and made again in the backward pass."""
+        """:param blocks: repeated parts of the network: units of compilation, of recomputation and of FSDP."""
         self.settings = settings
         self.accelerator = Accelerator(
             cpu=processes().device.type == "cpu",
-            mixed_precision="no",  # losses cast themselves, so that du/dt can stay in float32
+            mixed_precision="no",  # autocast is set around the loss, so that du/dt can stay in float32
             gradient_accumulation_steps=accumulation,
             log_with=list(trackers) or None,
             project_dir=folder,
@@ -70,7 +67,7 @@ class Optimisation:
             self.network = self.accelerator.prepare(network)
             self.optimizer = self._adamw(network)
         self.parameters = _trained(network)
-        self.average = [value.detach().clone() for value in self.parameters.values()]
+        self.ema = [value.detach().clone() for value in self.parameters.values()]
 
     def _adamw(self, network: nn.Module) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -82,11 +79,11 @@ class Optimisation:
         )
 
     def step(
-        self, number: int, batches: Iterable[Batch], loss_of: LossOf, measured: Callable[[Loss], None]
+        self, number: int, batches: Iterable[Batch], loss_function: LossFunction, on_loss: Callable[[Loss], None]
     ) -> tuple[Tensor, float]:
         """Step ``number``, counted from 0, on these micro-batches: gradient norm before clipping, and learning rate.
 
-        Processes exchange gradients in the last of them. ``measured`` is called with the loss of each.
+        Processes exchange gradients in the last of them. ``on_loss`` is called with the loss of each.
         """
         rate = learning_rate(self.settings, number)
         for group in self.optimizer.param_groups:
@@ -95,28 +92,28 @@ class Optimisation:
             batch = _to_device(micro_batch, self.accelerator.device)
             with self.accelerator.accumulate(self.network):
                 with autocast(self.settings.precision, self.accelerator.device):
-                    loss = loss_of(self.network, batch)
+                    loss = loss_function(self.network, batch)
                 self.accelerator.backward(loss.value)
-            measured(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.clip or math.inf)
+            on_loss(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        get_ema_multi_avg_fn(ema_decay(self.settings, number))(self.average, list(self.parameters.values()), None)
-        return gathered(norm), rate
+        get_ema_multi_avg_fn(ema_decay(self.settings, number))(self.ema, list(self.parameters.values()), None)
+        return full_tensor(norm), rate
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The network holds its moving average meanwhile."""
+    def with_ema(self) -> Iterator[None]:
+        """The network holds its EMA meanwhile."""
         trained = [value.detach().clone() for value in self.parameters.values()]
-        self.take_average()
+        self.take_ema()
         try:
             yield
         finally:
             _copy(trained, self.parameters.values())
 
-    def take_average(self) -> None:
-        """From now on the network holds its moving average."""
-        _copy(self.average, self.parameters.values())
+    def take_ema(self) -> None:
+        """From now on the network holds its EMA."""
+        _copy(self.ema, self.parameters.values())
 
 
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -125,6 +122,8 @@ def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
 
 def _shard_by_block(accelerator: Accelerator, blocks: list[nn.Module]) -> None:
     """Has accelerate split the network block by block, where its config does not say at which classes."""
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy  # takes a second to import
+
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise UsageError("FSDP: this is version 1; set fsdp_version: 2 in accelerate's config")

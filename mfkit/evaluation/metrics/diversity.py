@@ -1,14 +1,44 @@
 """Whether generated images are as varied as real ones, and whether they are copies: what a Fréchet distance hides."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mfkit.errors import UsageError
+from mfkit.evaluation.metrics.base import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mfkit.evaluation.image_set import ImageSet
+
+
+class Diversity(Metric):
+    name = "diversity"
+    help = "Compare the pixels too: variance within classes, nearest real images."
+    outputs = ("pixels",)
+
+    def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
+        if samples.outputs["pixels"].shape[1:] != reference.outputs["pixels"].shape[1:]:
+            raise UsageError("--diversity compares pixels; the images are of unequal sizes")
+        images, real = (side.outputs["pixels"].float() / 255 for side in (samples, reference))
+        assert samples.labels is not None and reference.labels is not None
+        ours, theirs = within_class_variance(images, samples.labels), within_class_variance(real, reference.labels)
+        nearest = nearest_distances(images, real)
+        quantiles = nearest.quantile(nearest.new_tensor([0.05, 0.5, 0.95])).tolist()
+        return {
+            "within_class_variance": {"samples": ours, "reference": theirs, "ratio": ours / theirs},
+            "nearest_reference_distance": dict(zip(("5%", "median", "95%"), quantiles, strict=True)),
+        }
 
 
 def within_class_variance(images: Tensor, labels: Tensor) -> float:
     """Mean over the classes of the pixels' variance, summed over pixels.
 
-    :param images: (N, ...) in [0, 1]. :param labels: (N,); classes of a single image are left out.
+    :param images: (N, ...) in [0, 1]. :param labels: (N,); classes of a single image do not count.
     """
+    import torch
+
     flat = images.flatten(1).double()
     groups = [flat[labels == label] for label in labels.unique()]
     variances = [group.var(0).sum() for group in groups if len(group) > 1]
@@ -17,6 +47,8 @@ def within_class_variance(images: Tensor, labels: Tensor) -> float:
 
 def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
     """(N,) the distance of each image to the nearest reference image: root mean square over pixels, in [0, 1]."""
+    import torch
+
     flat, others = images.flatten(1).float(), reference.flatten(1).float()
     nearest = [torch.cdist(part, others).amin(1) for part in flat.split(256)]
     return torch.cat(nearest) / flat.shape[1] ** 0.5

@@ -1,31 +1,36 @@
-"""Fréchet distance between two sets of features, by their means and covariances."""
+"""Fréchet distance between two sets of features, by their means and covariances (FID, arXiv 1706.08500)."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
+
+from mfkit.evaluation.metrics.base import Metric
+
+if TYPE_CHECKING:
+    from mfkit.evaluation.image_set import ImageSet
+    from mfkit.evaluation.moments import Moments
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean (D,) and unbiased covariance (D, D) of features, float64."""
+class FrechetDistance(Metric):
+    """FID, and the same distance in other features."""
 
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    name = "fid"
+    help = "Fréchet distance of the features."
+    outputs = ("features",)
+    from_statistics = True
 
-    @classmethod
-    def of(cls, features: NDArray[np.floating]) -> "Moments":
-        """:param features: (N, D), N >= 2."""
-        features = features.astype(np.float64)
-        return cls(features.mean(0), np.cov(features, rowvar=False).reshape(2 * features.shape[1:]))
+    def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
+        return {"frechet_distance": frechet_distance(samples.moments("features"), reference.moments("features"))}
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (FID, arXiv 1706.08500).
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
     The trace of the root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so
     that no complex numbers arise when a covariance is singular.
     """
+    import numpy as np
+
     values, vectors = np.linalg.eigh(one.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     product = np.linalg.eigvalsh(root @ other.covariance @ root)

@@ -1,10 +1,29 @@
 """Kernel Inception Distance (KID, arXiv 1801.01401)."""
 
-import numpy as np
-from numpy.typing import NDArray
+from __future__ import annotations
 
-SUBSETS = 100
-SUBSET_SIZE = 1000
+from typing import TYPE_CHECKING, Any
+
+from mfkit.evaluation.metrics.base import Metric
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mfkit.evaluation.image_set import ImageSet
+
+_SUBSETS = 100
+_SUBSET_SIZE = 1000
+
+
+class KernelDistance(Metric):
+    name = "kid"
+    help = f"KID too, over {_SUBSETS} subsets of {_SUBSET_SIZE:,}."
+    outputs = ("features",)
+
+    def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
+        ours, theirs = (side.outputs["features"].numpy() for side in (samples, reference))
+        return {"kernel_distance": kernel_distance(ours, theirs)}
 
 
 def kernel_distance(samples: NDArray[np.floating], reference: NDArray[np.floating], seed: int = 0) -> float:
@@ -12,13 +31,14 @@ def kernel_distance(samples: NDArray[np.floating], reference: NDArray[np.floatin
 
     :param samples: (N, D), :param reference: (M, D).
     """
+    import numpy as np
     from cleanfid.fid import kernel_distance as of_subsets
 
     state = np.random.get_state()
     np.random.seed(seed)  # clean-fid draws its subsets from NumPy's global state
     try:
         return of_subsets(
-            samples.astype(np.float64), reference.astype(np.float64), num_subsets=SUBSETS, max_subset_size=SUBSET_SIZE
+            samples.astype(np.float64), reference.astype(np.float64), num_subsets=_SUBSETS, max_subset_size=_SUBSET_SIZE
         )
     finally:
         np.random.set_state(state)

@@ -1,0 +1,44 @@
+"""inspect: what a file or folder is, from its own description; no weights are read."""
+
+from dataclasses import asdict
+from math import prod
+from typing import Any
+
+from mfkit.artifacts.artifact import INDEX_NAME, Artifact, Record
+from mfkit.artifacts.json_files import read_json
+
+
+def inspect(artifact: Artifact, *, tensors: bool) -> dict[str, Any]:
+    """Kind, shapes, config and provenance; each tensor's dtype and shape with ``tensors``."""
+    result: dict[str, Any] = {"path": str(artifact.path), "kind": artifact.kind, "digest": artifact.digest}
+    if artifact.header is not None:
+        entries = artifact.header.tensors
+        result["tensors"] = (
+            {name: [entry.dtype, entry.shape] for name, entry in sorted(entries.items())} if tensors else len(entries)
+        )
+        result["numbers"] = sum(prod(entry.shape) for entry in entries.values())
+    elif artifact.path.is_dir() and (artifact.path / INDEX_NAME).exists():
+        index = read_json(artifact.path / INDEX_NAME)
+        result["samples"] = artifact.config.get("images", index.get("samples"))
+        shards = index.get("shards", [])
+        result["shards"] = {str(shard.get("name")): shard.get("samples") for shard in shards if isinstance(shard, dict)}
+    return result | {"config": artifact.config, "provenance": asdict(artifact.provenance)}
+
+
+def command_chain(artifact: Artifact) -> list[Record]:
+    """The records of all commands that led to a file, in an order in which they can be run; its own is the last."""
+    records: dict[str, Record] = artifact.provenance.history | {artifact.digest: artifact.provenance}
+    ordered: dict[str, Record] = {}
+    visited: set[str] = set()
+    stack = [artifact.digest]
+    while stack:
+        digest = stack[-1]
+        inputs = [entry.digest for entry in records[digest].inputs.values()]
+        before = [one for one in inputs if one in records and one not in ordered and one not in visited]
+        if digest not in visited and before:
+            visited.add(digest)
+            stack += reversed(before)
+        else:
+            ordered.setdefault(digest, records[digest])
+            stack.pop()
+    return [record for record in ordered.values() if record.command]

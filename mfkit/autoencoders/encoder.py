@@ -1,0 +1,66 @@
+"""What a frozen vision encoder is, and the library that builds it by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mfkit.artifacts.artifact import Artifact
+from mfkit.errors import decoding_errors
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderLibrary(Protocol):
+    """Where encoders come from, such as timm. One is a file of its own and a line in :mod:`.encoders`."""
+
+    name: str
+
+    def check(self, model: str, arguments: dict[str, Any]) -> None:
+        """Refuses a model or arguments that the file of a stranger may not ask for.
+
+        :raises ValueError: it does.
+        """
+
+    def build(self, model: str, arguments: dict[str, Any], size: int) -> nn.Module:
+        """The encoder with fresh weights for square images of ``size`` pixels."""
+
+    def patch_size(self, model: str, arguments: dict[str, Any]) -> int:
+        """Side of its patches in pixels.
+
+        :raises UsageError: it is no encoder of square patches.
+        """
+
+    def patch_tokens(self, network: Any, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) to the last layer's patch tokens (B, C, H, W), layer-normalised without affine
+        weights, and without class or register tokens."""
+
+    def open(self, model: str, size: int, weights: Path | None) -> "Encoder":
+        """A pre-trained encoder: with published weights, or those of a local file."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A vision encoder with its weights, and how to build it again."""
+
+    library: EncoderLibrary
+    name: str
+    arguments: dict[str, Any]
+    """Of the library's constructor, besides the size."""
+    size: int
+    """Side of its input in pixels."""
+    network: nn.Module
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    source: Artifact | None = None
+    """The file that the weights are from."""
+
+    @torch.no_grad()
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it makes of an image."""
+        with decoding_errors(self.name):
+            tokens = self.library.patch_tokens(self.network, torch.zeros(1, 3, self.size, self.size))
+        return (tokens.shape[1], tokens.shape[2], tokens.shape[3])

@@ -1,0 +1,31 @@
+"""``mfkit inspect``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mfkit.commands import options
+
+
+@options.command(
+    "Inspect",
+    examples="""
+    mfkit inspect teacher.safetensors
+    mfkit inspect latents/
+    """,
+)  # fmt: skip
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="What mfkit wrote.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+) -> str:
+    """Show what a file is and how it was made.
+
+    Prints kind, config and the commands that led to it, as JSON. No weights are read.
+    """
+    import json
+
+    from mfkit.artifacts.artifact import open_artifact
+    from mfkit.artifacts.inspect import inspect
+
+    return json.dumps(inspect(open_artifact(path), tensors=tensors), indent=2)

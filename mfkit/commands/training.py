@@ -1,0 +1,51 @@
+"""What the commands that train generators share. Imports torch: for use inside commands only."""
+
+from pathlib import Path
+
+from mfkit.commands.options import Flags, Run, preset_or
+from mfkit.config.presets import PRESETS, resolve, resolve_objective
+from mfkit.config.settings import FlowSettings, GeneratorSettings
+from mfkit.data.latents import LatentDataset, check_recorded, open_latents, recorded_latents
+from mfkit.flow.guidance import Guidance
+from mfkit.flow.objectives.base import Stage
+from mfkit.models.files import GeneratorFile
+from mfkit.models.generator import GeneratorKind
+from mfkit.training.generator import fresh_start, student_start, train_generator
+
+
+def train_from_latents(
+    stage: Stage, kind: GeneratorKind, latents: str, model: str | None, classes: int | None, output: Path, run: Run,
+    flags: Flags,
+) -> str:  # fmt: skip
+    """Trains a generator from random weights."""
+    data = open_latents("latents", latents, classes=classes, on_error=run.on_error)
+    preset = preset_or(run.preset, data.preset, latents)
+    settings = resolve(GeneratorSettings, stage, preset, flags)
+    flow = resolve(FlowSettings, stage, preset, flags)
+    objective = resolve_objective(stage, preset, flags, settings.precision)
+    start = fresh_start(kind, data, model or PRESETS[preset].model, flow.time_shift, settings.seed)
+    return train_generator(stage, start, data, objective, settings, preset, run.options(output))
+
+
+def train_student(
+    stage: Stage, init: GeneratorFile, data: LatentDataset, output: Path, run: Run, flags: Flags, *,
+    teacher: GeneratorFile | None = None,
+) -> str:  # fmt: skip
+    """Trains a student that starts as ``init``."""
+    source = teacher or init
+    preset = preset_or(run.preset, source.description.preset, source.path)
+    settings = resolve(GeneratorSettings, stage, preset, flags)
+    objective = resolve_objective(stage, preset, flags, settings.precision)
+    guidance = resolve(Guidance, stage, preset, flags)
+    start = student_start(init, data, settings.seed, "init" if init is not teacher else "teacher")
+    return train_generator(
+        stage, start, data, objective, settings, preset, run.options(output), teacher=teacher, guidance=guidance
+    )
+
+
+def latents_of(generator: GeneratorFile, given: str | None, run: Run) -> LatentDataset:
+    """The latents that a generator was trained on, or those that the user names in their place."""
+    location = recorded_latents(generator.artifact, given)
+    data = open_latents("latents", location, classes=generator.num_classes, on_error=run.on_error)
+    check_recorded(generator.artifact, data, given)
+    return data

@@ -1,0 +1,28 @@
+"""What a metric is: a name, what it needs to see of the images, and what it computes of two sets of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from mfkit.evaluation.image_set import ImageSet
+
+
+class Metric(ABC):
+    """A figure of generated images against real ones. Its file imports nothing heavy before it computes."""
+
+    name: ClassVar[str]
+    """Of its option."""
+    help: ClassVar[str]
+    outputs: ClassVar[Collection[str]]
+    """Of the feature extractor: ``features``, ``probabilities``, …; or the ``pixels`` themselves."""
+    from_statistics: ClassVar[bool] = False
+    """Whether mean and covariance of the reference are enough."""
+    samples_alone: ClassVar[bool] = False
+    """Whether it does not look at the reference."""
+
+    @abstractmethod
+    def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
+        """The figures by their names in the result."""

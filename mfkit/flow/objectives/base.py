@@ -1,0 +1,122 @@
+"""What an objective is: a frozen dataclass whose fields are its settings and whose call is the loss.
+
+It says which data it reads, what it costs, and what it keeps between steps. The command line, the training, the cost
+plan and the checkpoints know no more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+
+from mfkit.flow.times import shift_times
+from mfkit.setting import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from mfkit.flow.random import Draws
+
+Stage = Literal["train-teacher", "midtrain", "distill", "bootstrap", "train-mean-flow"]
+"""The commands that train a generator."""
+
+DataKind = Literal["latents", "trajectories"]
+"""What a batch holds: ``latent`` (B, C, H, W); or ``states`` (B, S + 1, C, H, W) and falling ``times`` (B, S + 1)."""
+
+GRADIENT = 3
+"""Forward passes that an evaluation with gradients is worth: the backward pass is two."""
+
+
+class Loss(NamedTuple):
+    """A loss to descend, and the unweighted error to read."""
+
+    value: Tensor
+    """(), what is differentiated."""
+    mse: Tensor
+    """(), mean squared error per element, without weights and without a gradient."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What an objective may evaluate."""
+
+    network: Callable[..., Tensor]
+    """In its data-parallel wrapper, with gradients: u(z, r, t, y) of a student, v(z, t, y) of a teacher."""
+    unwrapped: Callable[..., Tensor]
+    """The same network without the wrapper, for evaluations without gradients."""
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """The teacher's v(z, t, y), without gradients; None where there is no teacher."""
+    state: dict[str, Tensor] | None = None
+    """What :meth:`Objective.initial_state` gave, changed in place by the steps since; it is in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one forward pass."""
+
+    data: dict[str, Tensor]
+    """The columns of :data:`DataKind`: latents in float32, states as they are stored."""
+    y: Tensor
+    """(B,), class indices, some of them already replaced by "no label"."""
+    positions: Sequence[int]
+    """(B,), the samples' places in the run's order."""
+    progress: Tensor
+    """(B,), how far the run is at each sample, in [0, 1)."""
+    draws: Draws
+    """Random streams of these samples."""
+    time_shift: float
+
+    def shifted_times(self, name: str, count: int | None = None) -> Tensor:
+        """Uniform draws of the stream ``name``, shifted towards noise: (B,), or (B, count)."""
+        return shift_times(self.draws.uniform(name, count), self.time_shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Settings):
+    """A loss for the training of a generator."""
+
+    name: ClassVar[str]
+    """As ``--objective`` takes it."""
+    summary: ClassVar[str]
+    """One line for the help, with the paper."""
+    stages: ClassVar[tuple[Stage, ...]]
+    """The commands that offer it."""
+    reads: ClassVar[DataKind] = "latents"
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows of the network that a sample of the data becomes."""
+        return 1
+
+    def forward_passes(self, stage: Stage) -> float:
+        """What a row costs, in forward passes of the network, the teacher's included."""
+        raise NotImplementedError
+
+    def resolved(self, precision: str) -> Self:
+        """The objective with what is ``auto`` decided for a precision of matrix products."""
+        return self
+
+    def initial_state(self, network: Callable[..., Tensor]) -> dict[str, Tensor]:
+        """Tensors that it keeps between steps, by name; the same in every process."""
+        return {}
+
+    def __call__(self, models: Models, batch: Batch) -> Loss:
+        """The loss of a batch. It draws from ``batch.draws`` alone, so that a resumed run repeats it."""
+        raise NotImplementedError
+
+
+def mean_squared(error: Tensor) -> Loss:
+    """The plain loss: the mean of the squared error over all elements."""
+    value = error.square().mean()
+    return Loss(value, value.detach())
+
+
+def adaptive_mean_squared(error: Tensor, norm_p: float, norm_eps: float) -> Loss:
+    """Mean over rows of ||e||^2 / sg(||e||^2 + eps)^p, ||e||^2 the sum over elements (MeanFlow, arXiv 2505.13447)."""
+    squared = error.square().flatten(1)
+    total = squared.sum(1)
+    weight = (total.detach() + norm_eps) ** -norm_p
+    return Loss((weight * total).mean(), squared.mean().detach())

@@ -1,0 +1,26 @@
+"""The network in any file that mfkit wrote, whatever its kind."""
+
+from pathlib import Path
+
+from torch import nn
+
+from mfkit.artifacts.artifact import open_artifact
+from mfkit.models.files import KINDS, open_generator
+
+NETWORK_KINDS = (*KINDS, "rae")
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network in a file that mfkit wrote, ready to use: evaluation mode, float32, on the CPU.
+
+    A teacher is called as ``net(z, t, y)`` and gives the velocity; a student as ``net(z, r, t, y)`` and gives the
+    average velocity; an RAE has ``encode(images)`` and ``decode(latents)``.
+
+    :raises InputError: the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    if open_artifact(path, kinds=NETWORK_KINDS).kind == "rae":
+        from mfkit.autoencoders.rae import open_rae  # timm and diffusers take seconds to import
+
+        return open_rae(path).network
+    return open_generator(path).network

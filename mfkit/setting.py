@@ -1,0 +1,57 @@
+"""A setting: a dataclass field that knows its help, unit, range and choices. The command line makes an option of each.
+
+Only the standard library is imported here, so that help answers at once.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    metavar: str | None = None,
+    min: float | None = None,
+    max: float | None = None,
+    choices: Collection[str] | None = None,
+) -> Any:
+    """A field of a :class:`Settings` class.
+
+    :param metavar: its unit, as the help shows it. :param choices: the values it may have, such as a table's names.
+    """
+    return field(
+        default=default, metadata={"help": help, "metavar": metavar, "min": min, "max": max, "choices": choices}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings that belong together; they stand under one heading in the help."""
+
+    heading: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """:raises ValueError: a value is out of range or none of the choices."""
+        for item in settings_of(type(self)):
+            value, rule = getattr(self, item.name), item.metadata
+            if value is None:
+                continue
+            if rule["choices"] is not None and value not in rule["choices"]:
+                raise ValueError(f"{item.name} is {value}; choose from {', '.join(rule['choices'])}")
+            if rule["min"] is not None and not value >= rule["min"]:
+                raise ValueError(f"{item.name} is {value}; the least is {rule['min']}")
+            if rule["max"] is not None and not value <= rule["max"]:
+                raise ValueError(f"{item.name} is {value}; the most is {rule['max']}")
+
+
+def settings_of(kind: type[Settings]) -> list[Field]:
+    """The fields of a class that are settings."""
+    return [item for item in fields(kind) if item.metadata]
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The settings that are not the same in both, with both values; empty where all are."""
+    names = sorted(name for name in stored.keys() | given.keys() if stored.get(name) != given.get(name))
+    return "; ".join(f"{name} was {stored.get(name)}, is {given.get(name)}" for name in names)

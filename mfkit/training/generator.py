@@ -1,0 +1,131 @@
+"""The training of a generator, teacher or student: one for all stages; the objective and the velocity differ."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mfkit.artifacts.artifact import Artifact
+from mfkit.config.presets import PresetName
+from mfkit.config.settings import GeneratorSettings
+from mfkit.data.latents import LatentDataset, check_fit
+from mfkit.data.loader import Batch as LoadedBatch
+from mfkit.errors import InputError
+from mfkit.flow.guidance import Guidance, Velocity
+from mfkit.flow.objectives.base import Batch, Loss, Models, Objective, Stage
+from mfkit.flow.random import Draws
+from mfkit.flow.times import default_time_shift
+from mfkit.models.architectures import ARCHITECTURES, DEFAULT
+from mfkit.models.files import GeneratorFile, save_generator
+from mfkit.models.generator import Generator, GeneratorKind, drop_labels
+from mfkit.runtime.blocks import compile_blocks
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.seeding import seeded
+from mfkit.training.product import Product, produce
+from mfkit.training.sample_grid import draw_sample_grid
+from mfkit.training.task import RunOptions, Task
+
+
+@dataclass(frozen=True)
+class Start:
+    """A generator before its training."""
+
+    architecture: str
+    network: Generator
+    time_shift: float
+    class_names: list[str]
+    inputs: dict[str, Artifact]
+
+
+def fresh_start(kind: GeneratorKind, data: LatentDataset, size: str, time_shift: float, seed: int) -> Start:
+    """Random weights for these latents. A time shift of 0 is the default for their shape."""
+    architecture = ARCHITECTURES[DEFAULT]
+    config = architecture.new_config(data.shape, len(data.class_names), size)
+    with seeded(seed):
+        network = architecture.build(kind, config)
+    shift = time_shift or default_time_shift(*config.latent_shape)
+    return Start(architecture.name, network, shift, data.class_names, data.artifact.reference("rae"))
+
+
+def student_start(init: GeneratorFile, data: LatentDataset, seed: int, role: str = "init") -> Start:
+    """A student that goes on from a student, or starts as a teacher: u(z, r, t, y) = v(z, t, y).
+
+    :param role: what provenance calls ``init``.
+    """
+    check_fit(data, init)
+    network = init.network
+    if init.kind == "teacher":
+        with seeded(seed):
+            network = init.architecture.student.from_teacher(network)
+    own = init.artifact
+    inputs = {role: own, **own.reference("latents"), **own.reference("rae")}
+    return Start(init.architecture.name, network, init.description.time_shift, init.description.class_names, inputs)
+
+
+def check_trajectories(data: LatentDataset, teacher: GeneratorFile) -> None:
+    """Refuses trajectories of another teacher."""
+    solved = data.artifact.inputs.get("teacher")
+    if solved and solved.digest != teacher.artifact.digest:
+        raise InputError(f"{data.artifact.path} was not solved by {teacher.path}, but by another teacher")
+
+
+def _teacher_velocity(teacher: GeneratorFile, guidance: Guidance, *, compiled: bool) -> Velocity:
+    """The frozen teacher's velocity, on this process's device, without gradients."""
+    network = teacher.network.requires_grad_(False).to(processes().device)
+    if compiled:
+        compile_blocks(network.blocks)
+    return torch.no_grad()(guidance.guided(network, teacher.num_classes, teacher.description.class_dropout))
+
+
+def train_generator(
+    stage: Stage, start: Start, data: LatentDataset, objective: Objective, settings: GeneratorSettings,
+    preset: PresetName, options: RunOptions, *, teacher: GeneratorFile | None = None, guidance: Guidance | None = None,
+) -> str:  # fmt: skip
+    """Trains a generator and writes it.
+
+    :param objective: resolved for the precision.
+    :param teacher: whose velocity the objective takes, ``guidance`` the rule; None for the conditional one, e - x.
+    :returns: the line for standard output.
+    """
+    network, num_classes, shift = start.network, start.network.config.num_classes, start.time_shift
+    guidance = guidance or Guidance()
+    inputs = start.inputs | {objective.reads: data.artifact} | ({"teacher": teacher.artifact} if teacher else {})
+    if teacher:
+        check_fit(data, teacher)
+    if settings.sample_every and not options.dry_run and not ("rae" in inputs and inputs["rae"].path.exists()):
+        raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
+    chosen: dict[str, Any] = {"objective": objective.name, **asdict(objective), **asdict(guidance), "time_shift": shift}
+    config = {
+        "time_shift": shift, "class_names": start.class_names, "preset": preset, "class_dropout": settings.class_dropout
+    }  # fmt: skip
+    product = Product(
+        kind=network.kind, network=network, inputs=inputs, settings=asdict(settings) | chosen, seed=settings.seed,
+        save=lambda path, provenance: save_generator(path, network, start.architecture, config, provenance),
+    )  # fmt: skip
+
+    def tasks() -> Iterator[Task]:
+        velocity = _teacher_velocity(teacher, guidance, compiled=settings.compile) if teacher else None
+        state = objective.initial_state(network)
+        samples = settings.steps * (settings.batch_size // objective.rows_per_sample)
+
+        def loss(net: nn.Module, loaded: LoadedBatch) -> Loss:
+            data = {name: column for name, column in loaded.columns.items() if name != "label"}
+            if "latent" in data:
+                data["latent"] = data["latent"].float()
+            labels = loaded.columns["label"]
+            draws = Draws(settings.seed, stage, loaded.positions, labels.device)
+            dropped = draws.uniform("class-dropout") < settings.class_dropout
+            progress = (torch.tensor(loaded.positions) / samples).to(labels.device, non_blocking=True)
+            batch = Batch(data, drop_labels(labels, num_classes, dropped), loaded.positions, progress, draws, shift)
+            return objective(Models(net, network, velocity, state), batch)
+
+        yield Task(
+            network=network, dataset=data.dataset, loss=loss, settings=settings, blocks=network.blocks, state=state,
+            rows_per_sample=objective.rows_per_sample,
+            resume_key=asdict(network.config) | chosen | {role: artifact.digest for role, artifact in inputs.items()},
+            draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
+        )  # fmt: skip
+
+    return produce(product, tasks, options)

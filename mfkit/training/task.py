@@ -1,0 +1,66 @@
+"""One training as a value: what is trained, on what, by which loss, and how the command that does it runs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import Tensor, nn
+
+from mfkit.config.settings import TrainingSettings
+from mfkit.data.loader import Batch, Dataset
+from mfkit.errors import UsageError
+from mfkit.flow.objectives.base import Loss
+
+LossFunction = Callable[[nn.Module, Batch], Loss]
+"""(network in its data-parallel wrapper, samples) -> loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A network, the data that it is trained on, and the loss that it descends."""
+
+    network: nn.Module
+    """Without wrapper. Its parameters that require a gradient are trained, in place; at the end they are their EMA."""
+    dataset: Dataset
+    loss: LossFunction
+    settings: TrainingSettings
+    resume_key: dict[str, Any]
+    """What besides the settings must be the same for a checkpoint to fit: digests of the inputs, sizes."""
+    blocks: Iterable[nn.Module] = ()
+    """The network's repeated blocks: the units of compilation, of activation checkpointing and of FSDP."""
+    rows_per_sample: int = 1
+    """Rows of the network that a sample of the dataset becomes."""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that the loss keeps between steps and changes in place; they are in the checkpoint."""
+    draw_grid: Callable[[int], None] | None = None
+    """Draws a sample grid after so many steps; the network holds its EMA meanwhile."""
+    suffix: str = ""
+    """Of its log and checkpoints, where a command trains more than one network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a training command runs, whatever it trains."""
+
+    output: Path
+    overwrite: bool = False
+    restart: bool = False
+    dry_run: bool = False
+    trackers: tuple[str, ...] = ()
+    """Names of accelerate's trackers."""
+
+    def __post_init__(self) -> None:
+        """:raises UsageError: a tracker is unknown to accelerate, or not installed."""
+        installed = {tracker.value for tracker in get_available_trackers()}
+        for name in self.trackers:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise UsageError(f"--log-with {name}: accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+            if name not in installed:
+                raise UsageError(f"--log-with {name}: not installed; pip install {name}")
+
+
+def run_path(options: RunOptions, task: Task) -> Path:
+    """The path from which a task's log and checkpoints are named."""
+    return options.output.with_suffix(f"{task.suffix}.safetensors")
