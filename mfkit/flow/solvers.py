@@ -77,18 +77,25 @@ def _uniform(steps: int, device: torch.device | None) -> Tensor:
     return torch.linspace(1, 0, steps + 1, device=device)
 
 
-def _shifted(steps: int, shift: float, device: torch.device | None) -> Tensor:
-    """Uniform before the shift, as the times of training are."""
-    return shift_times(_uniform(steps, device), shift)
+@dataclass(frozen=True)
+class TimeGrid:
+    """Times at which a solver stops."""
+
+    times: Callable[[int, float, torch.device | None], Tensor]
+    """(steps, time shift, device) -> (steps + 1,) descending times from 1 to 0, float32."""
+    takes_shift: bool = True
+    """Whether the time shift moves it."""
 
 
-TIME_GRIDS: dict[str, Callable[[int, float, torch.device | None], Tensor]] = {"shifted": _shifted}
-"""(steps, time shift, device) -> (steps + 1,) descending times from 1 to 0, float32."""
+TIME_GRIDS = {
+    # Uniform before the shift, as the times of training are.
+    "shifted": TimeGrid(lambda steps, shift, device: shift_times(_uniform(steps, device), shift)),
+}
 
 
 def time_grid(steps: int, shift: float, device: torch.device | None = None, *, name: str = "shifted") -> Tensor:
-    """A grid by its name in the table."""
-    return TIME_GRIDS[name](steps, shift, device)
+    """The times of a grid by its name in the table."""
+    return TIME_GRIDS[name].times(steps, shift, device)
 
 
 def solve_ode(velocity: VelocityField, noise: Tensor, times: Tensor, solver: str = "euler") -> Tensor:

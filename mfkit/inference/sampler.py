@@ -8,7 +8,7 @@ from torch import Tensor
 from mfkit.config.settings import SampleSettings
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
-from mfkit.flow.solvers import SOLVERS, few_step_sample, solve_ode, time_grid
+from mfkit.flow.solvers import SOLVERS, TIME_GRIDS, few_step_sample, solve_ode, time_grid
 from mfkit.models.generator import Generator, Student, Teacher
 
 _TEACHER_NFE = 50
@@ -37,7 +37,7 @@ class OdeSampler:
         most = next(steps for steps in range(_TEACHER_NFE, 0, -1) if solver.evaluations(steps) <= _TEACHER_NFE)
         self._steps = solver.steps(settings.nfe, self._solver) if settings.nfe else most
         self.nfe = solver.evaluations(self._steps)
-        self._grid, self._shift = settings.time_grid, settings.time_shift or time_shift
+        self._grid, self._shift = settings.time_grid, _shift(settings, time_shift)
         self._velocity = guidance.guided(network, network.config.num_classes, class_dropout)
         self.conditions = {
             "nfe": self.nfe, "solver": self._solver, "time_grid": self._grid, "time_shift": self._shift,
@@ -62,7 +62,7 @@ class FlowMapSampler:
         if guidance.conditions:
             raise UsageError("guidance is for a teacher; a student has what it was distilled with")
         self._network, self.nfe = network, settings.nfe or 1
-        self._grid, self._shift = settings.time_grid, settings.time_shift or 1.0
+        self._grid, self._shift = settings.time_grid, _shift(settings, 1.0)
         self.conditions = {
             "nfe": self.nfe, "solver": "flow-map", "time_grid": self._grid, "time_shift": self._shift, "guidance": None
         }  # fmt: skip
@@ -71,6 +71,15 @@ class FlowMapSampler:
     def __call__(self, noise: Tensor, labels: Tensor) -> Tensor:
         times = time_grid(self.nfe, self._shift, noise.device, name=self._grid)
         return few_step_sample(lambda z, r, t: self._network(z, r, t, labels), noise, times)
+
+
+def _shift(settings: SampleSettings, own: float) -> float:
+    """The shift of the grid of times: ``own`` where the settings name none, 1 where the grid takes none."""
+    if TIME_GRIDS[settings.time_grid].takes_shift:
+        return settings.time_shift or own
+    if settings.time_shift:
+        raise UsageError(f"--time-shift does not move --time-grid {settings.time_grid}")
+    return 1.0
 
 
 SAMPLERS: dict[str, Any] = {"teacher": OdeSampler, "student": FlowMapSampler}

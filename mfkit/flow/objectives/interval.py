@@ -27,6 +27,8 @@ class Points:
     """(B, C, H, W), the velocity at z, without a gradient."""
     longer: Tensor
     """(M,), indices of the rows with r < t. An index may stand there twice."""
+    progress: Tensor
+    """How far the run is, in [0, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class IntervalObjective(Objective):
         z, v = interpolate(x, batch.draws.normal("noise", x.shape[1:]), t)
         if models.velocity is not None:
             v = models.velocity(z, t, batch.y)
-        return Points(z, r, t, batch.y, v.to(z.dtype), longer)
+        return Points(z, r, t, batch.y, v.to(z.dtype), longer, batch.progress)
 
 
 def r_equals_t(positions: Tensor, ratio: float) -> Tensor:
