@@ -72,7 +72,7 @@ def exact(z: torch.Tensor, t: float, r: float) -> torch.Tensor:
     return z * math.exp((math.sin(3 * r) - math.sin(3 * t)) / 3)
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
 def test_solvers_converge_to_the_exact_flow_with_their_order(solver: str, order: int) -> None:
     noise = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     errors = []
@@ -82,6 +82,17 @@ def test_solvers_converge_to_the_exact_flow_with_their_order(solver: str, order:
         assert states.shape == (steps + 1, 3, 2, 4, 4) and torch.equal(states[0], noise)
         errors.append((states[-1] - exact(noise, 1, 0.25)).abs().max().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+
+
+def test_the_midpoint_step_is_rf_solvers() -> None:
+    """z + h v + h^2/2 v', the derivative v' by the velocity half a step on (arXiv 2411.04746)."""
+    z, times = torch.randn(3, 2, 4, 4, dtype=torch.float64), time_grid(5, 2.0).double()
+    found = solve_ode(decay, z, times, "midpoint")
+    for index, (t, r) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        h, v = r - t, decay(z, t.expand(3))
+        slope = (decay(z + h / 2 * v, (t + h / 2).expand(3)) - v) / (h / 2)
+        z = z + h * v + h**2 / 2 * slope
+        assert torch.allclose(found[index + 1], z, rtol=1e-12)
 
 
 def test_states_of_a_trajectory_belong_to_their_times() -> None:
@@ -103,7 +114,7 @@ def test_exact_average_velocity_is_exact_over_any_grid(steps: int) -> None:
     assert torch.allclose(end, exact(noise, 1, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize(("solver", "steps", "nfe"), [("euler", 50, 50), ("heun", 25, 49)])
+@pytest.mark.parametrize(("solver", "steps", "nfe"), [("euler", 50, 50), ("heun", 25, 49), ("midpoint", 25, 50)])
 def test_counted_evaluations_are_those_made(solver: str, steps: int, nfe: int) -> None:
     calls = []
     solve_ode(lambda z, t: calls.append(1) or z, torch.ones(1, 1, 1, 1), time_grid(steps, 1.0), solver)
