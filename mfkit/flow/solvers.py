@@ -103,6 +103,7 @@ class TimeGrid:
 TIME_GRIDS = {
     # Uniform before the shift, as the times of training are.
     "shifted": TimeGrid(lambda steps, shift, device: shift_times(_uniform(steps, device), shift)),
+    "uniform": TimeGrid(lambda steps, shift, device: _uniform(steps, device), takes_shift=False),
 }
 
 
