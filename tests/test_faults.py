@@ -156,7 +156,7 @@ def test_another_number_of_processes_goes_on_with_the_same_order(chain: Path, tm
         stopped = mfkit(f"{command} --steps 8")
     assert stopped.code == 143 and checkpoints(tmp_path / "t.safetensors"), stopped.err
     done = shell(several(tmp_path, f"{command} --steps 8", processes=2), tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and (tmp_path / "t.safetensors").exists(), done.stderr
     one, other = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "t.safetensors")
     assert max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one) < 1e-4
 

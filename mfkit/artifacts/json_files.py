@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from mfkit.errors import InputError
+from mfkit.errors import InputError, reason
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def parse(kind: type[T], value: Any, source: object) -> T:
     try:
         return cast(T, _parse(kind, value, "it"))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{source} is damaged: {error}") from error
+        raise InputError(f"{source} is damaged: {reason(error)}") from error
 
 
 def _parse(kind: Any, value: Any, name: str) -> Any:

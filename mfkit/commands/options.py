@@ -244,6 +244,8 @@ def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(_value(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

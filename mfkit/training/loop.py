@@ -70,7 +70,11 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         training_log.truncate(log, first_step)
         if options.trackers:
-            accelerator.init_trackers(output.stem, config=resume_key)
+            plain = {
+                name: value if isinstance(value, str | int | float) else str(value)
+                for name, value in resume_key.items()
+            }  # all that TensorBoard takes
+            accelerator.init_trackers(output.stem, config=plain)
     accelerator.wait_for_everyone()
 
     meter, status_sync = _Meter(accelerator, settings, log, first_step), StatusSync(request, settings.save_minutes)
