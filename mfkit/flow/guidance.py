@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mfkit.setting import Settings
+from mfkit.errors import UsageError
+from mfkit.flow.times import expand_to
+from mfkit.setting import Settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,19 +22,57 @@ Velocity = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(Settings):
-    """The rule by which a teacher is guided."""
+    """Classifier-free guidance (arXiv 2207.12598), in an interval of times (arXiv 2404.07724)."""
 
     heading: ClassVar[str] = "Guidance of the teacher"
+
+    guidance: float = setting(
+        1.0,
+        "Classifier-free guidance: v0 + W (v - v0), v0 the velocity without label; twice the work where W is not 1.",
+        metavar="W",
+        min=0,
+    )
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), "Times from A to B at which the teacher is guided; 0 is data, 1 is noise.", metavar="A B"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        begin, end = self.guidance_interval
+        if not 0 <= begin < end <= 1:
+            raise ValueError(f"guidance_interval is {begin:g} {end:g}; give 0 <= A < B <= 1")
+        if self.guidance == 1 and (begin, end) != (0, 1):
+            raise ValueError("guidance_interval is given without guidance")
 
     def guided(self, velocity: Velocity, null_label: int, class_dropout: float | None) -> Velocity:
         """The velocity under this rule.
 
         :param null_label: the index that stands for "no label".
         :param class_dropout: share of samples that the teacher was trained on without label; None if it is not known.
+        :raises UsageError: it was trained on none, so that it knows no velocity without label.
         """
-        return velocity
+        if self.guidance == 1:
+            return velocity
+        if class_dropout == 0:
+            raise UsageError(
+                "--guidance: this teacher was trained with --class-dropout 0 and has no velocity without label; "
+                "train it with, for example, --class-dropout 0.1"
+            )
+        begin, end = self.guidance_interval
+        always = (begin, end) == (0, 1)
+
+        def guided(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            with_label = velocity(z, t, y)
+            inside = (t >= begin) & (t <= end)
+            if not always and not inside.any():
+                return with_label
+            without = velocity(z, t, y.new_full(y.shape, null_label))
+            weight = (inside * (self.guidance - 1)).to(z.dtype)
+            return with_label + expand_to(weight, z) * (with_label - without)  # is v0 + W (v - v0) where W is inside
+
+        return guided
 
     @property
     def conditions(self) -> dict[str, object] | None:
         """What samples say of it; None without guidance."""
-        return None
+        return None if self.guidance == 1 else {"weight": self.guidance, "interval": list(self.guidance_interval)}
