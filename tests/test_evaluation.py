@@ -12,15 +12,23 @@ from conftest import failed
 from PIL import Image
 from safetensors.torch import save_file
 
+from mfkit.evaluation.features import FeatureRequest, Resize, open_features
 from mfkit.evaluation.metrics.inception_score import inception_score
 from mfkit.evaluation.metrics.kernel import kernel_distance
 from mfkit.evaluation.metrics.precision_recall import precision_recall
+
+BEFORE_MIXED_6 = "conv conv_1 conv_2 pool0 conv_3 conv_4 pool1 mixed mixed_1 mixed_2 mixed_3 mixed_4 mixed_5"
+"""Names of the published file's layers."""
 
 
 class _Layers(torch.nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.project = torch.nn.Linear(12, width, bias=False)
+        for name in BEFORE_MIXED_6.split():
+            self.add_module(name, torch.nn.Tanh())
+        self.conv = torch.nn.Conv2d(3, 5, 9, stride=18)  # 299 pixels to 17
+        self.mixed_6 = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(5, 9, 1)})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
@@ -117,6 +125,34 @@ def test_the_other_figures(mfkit, tmp_path: Path, inception: Path) -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     assert result["inception_score"]["mean"] == pytest.approx(inception_score(rows[order])[0], rel=1e-3)
     assert result["within_class_variance"]["ratio"] > 1
+
+
+@pytest.mark.parametrize("resize", ["clean", "legacy-tf"])
+def test_spatial_features_of_inception(tmp_path: Path, inception: Path, resize: Resize) -> None:
+    """ADM's: the first 7 channels before mixed_6, by place and then by channel; resized as by Inception's own graph."""
+    images = torch.from_numpy(write(tmp_path / "a.npz", 4, 16, 0)).permute(0, 3, 1, 2)
+    extractor = open_features(FeatureRequest(inception=inception, resize=resize))
+    found = extractor.extract(images, ["spatial"])["spatial"]
+    if resize == "clean":
+        from cleanfid.resize import build_resizer
+
+        shrink = build_resizer("clean")
+        pixels = torch.stack([torch.from_numpy(shrink(image.permute(1, 2, 0).numpy())) for image in images])
+        pixels = pixels.permute(0, 3, 1, 2)
+    else:
+        theta = torch.eye(2, 3)
+        theta[:, 2] = 1 / 16 - 1 / 299  # TensorFlow 1 aligns the corners' outer edges at the upper left
+        grid = torch.nn.functional.affine_grid(theta.expand(4, 2, 3), [4, 3, 299, 299], align_corners=False)
+        pixels = torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    layers = torch.jit.load(inception).layers
+    maps = layers.conv((pixels - 128) / 128)
+    for _ in range(12):
+        maps = maps.tanh()
+    maps = layers.mixed_6.conv(maps)
+    assert found.shape == (4, 17 * 17 * 7)
+    for row, column, channel in ((0, 0, 0), (3, 16, 6), (16, 2, 4)):
+        expected = maps[:, channel, row, column]
+        assert torch.allclose(found[:, (row * 17 + column) * 7 + channel], expected, atol=1e-4)
 
 
 def test_statistics_saved_and_used_again(mfkit, tmp_path: Path, inception: Path) -> None:

@@ -50,7 +50,7 @@ class FeatureExtractor:
     extract: Callable[[Tensor, Collection[str]], dict[str, Tensor]]
     """(images (B, 3, S, S) uint8, names of outputs) -> each (B, D) float32, on the CPU."""
     outputs: Collection[str]
-    """What it can give: ``features``, and perhaps ``probabilities`` of classes."""
+    """What it can give: ``features``, and perhaps ``probabilities`` of classes and ``spatial`` features."""
     conditions: dict[str, Any]
     image_size: int | None = None
     """Side that the images must have; None takes any."""
@@ -120,26 +120,53 @@ def _inception(request: FeatureRequest) -> FeatureExtractor:
     ``clean`` resizes with antialiasing before the network; ``legacy-tf`` without, as ADM's evaluation and the original
     FID do.
     """
-    device = processes().device
+    device, clean = processes().device, request.resize == "clean"
     network, file = _open_inception(device, request.inception)
-    resize = _pil_bicubic(_INCEPTION_SIZE) if request.resize == "clean" else Tensor.float
+    resize = _pil_bicubic(_INCEPTION_SIZE) if clean else Tensor.float
 
     @torch.no_grad()
     def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         pixels = resize(images).to(device)
         found = {}
-        if "features" in outputs and request.resize == "clean":
+        if "features" in outputs and clean:
             found["features"] = network.layers((pixels - 128) / 128)
         elif "features" in outputs:
             found["features"] = network(pixels, return_features=True)
         if "probabilities" in outputs:
             found["probabilities"] = network(pixels, no_output_bias=True)
+        if "spatial" in outputs:
+            of_size = pixels if clean else _tf1_bilinear(pixels, _INCEPTION_SIZE)
+            found["spatial"] = _spatial(network.layers, (of_size - 128) / 128)
         return {name: value.flatten(1).float().cpu() for name, value in found.items()}
 
     conditions = {
         "features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(file), "resize": request.resize
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features", "probabilities"), conditions)
+    return FeatureExtractor(extract, ("features", "probabilities", "spatial"), conditions)
+
+
+_BEFORE_MIXED_6 = (
+    "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1", "mixed", *(f"mixed_{i}" for i in range(1, 6))
+)  # fmt: skip
+
+
+def _spatial(layers: Any, pixels: Tensor) -> Tensor:
+    """(B, 17, 17, 7): the first 7 channels of ``mixed_6/conv``, as ADM's evaluation takes them for sFID."""
+    for name in _BEFORE_MIXED_6:
+        pixels = getattr(layers, name)(pixels)
+    return layers.mixed_6.conv(pixels)[:, :7].movedim(1, -1)
+
+
+def _tf1_bilinear(images: Tensor, size: int) -> Tensor:
+    """TensorFlow 1's bilinear resize of (B, C, H, W), as in Inception's own graph: pixel i is taken at i * H / size."""
+    for axis in (2, 3):
+        length = images.shape[axis]
+        place = torch.arange(size, device=images.device) * (length / size)
+        below = place.long()
+        share = (place - below).view((1, 1, -1, 1) if axis == 2 else (-1,))
+        above = (below + 1).clamp(max=length - 1)
+        images = images.index_select(axis, below).lerp(images.index_select(axis, above), share)
+    return images
 
 
 EXTRACTORS: dict[str, Callable[[FeatureRequest], FeatureExtractor]] = {
