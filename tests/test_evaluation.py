@@ -155,6 +155,29 @@ def test_spatial_features_of_inception(tmp_path: Path, inception: Path, resize: 
         assert torch.allclose(found[:, (row * 17 + column) * 7 + channel], expected, atol=1e-4)
 
 
+def test_sfid_of_images_and_of_statistics(mfkit, tmp_path: Path, inception: Path) -> None:
+    ours, real = write(tmp_path / "a.npz", 12, 16, 0), write(tmp_path / "b.npz", 10, 16, 1)
+    command = f"fid a.npz --inception {inception} --sfid --reference"
+    result = json.loads(mfkit(f"{command} b.npz --save-stats stats.npz").out)
+    extractor = open_features(FeatureRequest(inception=inception))
+    taken = [
+        extractor.extract(torch.from_numpy(images).permute(0, 3, 1, 2), ["spatial"])["spatial"].double().numpy()
+        for images in (ours, real)
+    ]
+    # tr (C1 C2)^(1/2) is the sum of the singular values of A B', the centred features over the root of N - 1.
+    a, b = ((rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in taken)
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    gap = taken[0].mean(0) - taken[1].mean(0)
+    expected = gap @ gap + (a**2).sum() + (b**2).sum() - 2 * cross
+    assert result["spatial_frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    with np.load(tmp_path / "stats.npz") as saved:  # under ADM's names
+        assert saved["mu_s"] == pytest.approx(taken[1].mean(0), abs=1e-5) and saved["sigma_s"].shape == (2023, 2023)
+    again = json.loads(mfkit(f"{command} stats.npz").out)
+    assert again["spatial_frechet_distance"] == pytest.approx(result["spatial_frechet_distance"], rel=1e-5)
+    assert mfkit(f"fid a.npz --inception {inception} --reference b.npz --save-stats pooled.npz").code == 0
+    failed(mfkit(f"{command} pooled.npz"), 3, "pooled.npz holds no statistics of Inception's spatial features")
+
+
 def test_statistics_saved_and_used_again(mfkit, tmp_path: Path, inception: Path) -> None:
     write(tmp_path / "a.npz", 40, 16, 0)
     write(tmp_path / "b.npz", 30, 16, 1)

@@ -8,6 +8,7 @@ from mfkit.evaluation.metrics.frechet import FrechetDistance
 from mfkit.evaluation.metrics.inception_score import InceptionScore
 from mfkit.evaluation.metrics.kernel import KernelDistance
 from mfkit.evaluation.metrics.precision_recall import PrecisionRecall
+from mfkit.evaluation.metrics.spatial import SpatialDistance
 from mfkit.setting import Settings, setting
 
 FID = FrechetDistance()
@@ -16,6 +17,7 @@ FID = FrechetDistance()
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
+        SpatialDistance(),
         KernelDistance(),
         InceptionScore(),
         PrecisionRecall(),
