@@ -187,15 +187,14 @@ def resolve(
         raise UsageError(str(error)) from error
 
 
-def resolve_objective(
-    stage: Stage, preset: PresetName | None, flags: Mapping[str, Any], precision: str, name: str | None = None
-) -> Objective:
+def resolve_objective(stage: Stage, preset: PresetName | None, flags: Mapping[str, Any], precision: str) -> Objective:
     """The objective of a training, by default the first that the stage offers, decided for a precision.
 
+    :param flags: ``objective``, and settings of it.
     :raises UsageError: a setting of another objective is given.
     """
     offered = objectives_of(stage)
-    kind = offered[name or next(iter(offered))]
+    kind = offered[flags.get("objective") or next(iter(offered))]
     own = {item.name for item in settings_of(kind)}
     for other in offered.values():
         foreign = {item.name for item in settings_of(other)} - own
