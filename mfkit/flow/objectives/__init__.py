@@ -3,6 +3,7 @@
 from mfkit.flow.objectives.base import Objective, Stage
 from mfkit.flow.objectives.cmt import CMT
 from mfkit.flow.objectives.flow_matching import FlowMatching
+from mfkit.flow.objectives.interval_split import IntervalSplit
 from mfkit.flow.objectives.mean_flow import MeanFlow
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -11,6 +12,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         FlowMatching,
         CMT,
         MeanFlow,
+        IntervalSplit,
     )
 }
 
