@@ -24,6 +24,7 @@ COMMANDS = {
     "fid": "fid",
     "flops": "flops",
     "plan": "plan",
+    "bench": "bench",
     "import": "import_weights",
     "export": "export",
     "inspect": "inspect",

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfkit.artifacts.artifact import Artifact
 from mfkit.config.presets import PresetName
@@ -25,7 +25,7 @@ from mfkit.runtime.distributed import processes
 from mfkit.runtime.seeding import seeded
 from mfkit.training.product import Product, produce
 from mfkit.training.sample_grid import draw_sample_grid
-from mfkit.training.task import RunOptions, Task
+from mfkit.training.task import LossFunction, RunOptions, Task
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,41 @@ def check_trajectories(data: LatentDataset, teacher: GeneratorFile) -> None:
         raise InputError(f"{data.artifact.path} was not solved by {teacher.path}, but by another teacher")
 
 
-def _teacher_velocity(teacher: GeneratorFile, guidance: Guidance, *, compiled: bool) -> Velocity:
-    """The frozen teacher's velocity, on this process's device, without gradients."""
-    network = teacher.network.requires_grad_(False).to(processes().device)
+def frozen_velocity(teacher: Generator, guidance: Guidance, class_dropout: float | None, *, compiled: bool) -> Velocity:
+    """The frozen teacher's velocity, on this process's device, without gradients.
+
+    :param class_dropout: see :meth:`Guidance.guided`.
+    """
+    network = teacher.requires_grad_(False).to(processes().device)
     if compiled:
         compile_blocks(network.blocks)
-    return torch.no_grad()(guidance.guided(network, teacher.num_classes, teacher.description.class_dropout))
+    return torch.no_grad()(guidance.guided(network, network.config.num_classes, class_dropout))
+
+
+def generator_loss(
+    stage: Stage, network: Generator, objective: Objective, settings: GeneratorSettings, time_shift: float, *,
+    velocity: Velocity | None = None, state: dict[str, Tensor] | None = None,
+) -> LossFunction:  # fmt: skip
+    """An objective as the loss of loaded samples, with their class dropout and their random streams.
+
+    :param velocity: the teacher's. :param state: see :meth:`Objective.initial_state`.
+    """
+    num_classes = network.config.num_classes
+    samples = settings.steps * (settings.batch_size // objective.rows_per_sample)
+
+    def loss(net: nn.Module, loaded: LoadedBatch) -> Loss:
+        data = {name: column for name, column in loaded.columns.items() if name != "label"}
+        if "latent" in data:
+            data["latent"] = data["latent"].float()
+        labels = loaded.columns["label"]
+        draws = Draws(settings.seed, stage, loaded.positions, labels.device)
+        dropped = draws.uniform("class-dropout") < settings.class_dropout
+        progress = (torch.tensor(loaded.positions) / samples).to(labels.device, non_blocking=True)
+        y = drop_labels(labels, num_classes, dropped)
+        batch = Batch(data, y, loaded.positions, progress, draws, time_shift)
+        return objective(Models(net, network, velocity, state), batch)
+
+    return loss
 
 
 def train_generator(
@@ -89,7 +118,7 @@ def train_generator(
     :param teacher: whose velocity the objective takes, ``guidance`` the rule; None for the conditional one, e - x.
     :returns: the line for standard output.
     """
-    network, num_classes, shift = start.network, start.network.config.num_classes, start.time_shift
+    network, shift = start.network, start.time_shift
     guidance = guidance or Guidance()
     inputs = start.inputs | {objective.reads: data.artifact} | ({"teacher": teacher.artifact} if teacher else {})
     if teacher:
@@ -106,21 +135,12 @@ def train_generator(
     )  # fmt: skip
 
     def tasks() -> Iterator[Task]:
-        velocity = _teacher_velocity(teacher, guidance, compiled=settings.compile) if teacher else None
+        velocity = None
+        if teacher:
+            dropout = teacher.description.class_dropout
+            velocity = frozen_velocity(teacher.network, guidance, dropout, compiled=settings.compile)
         state = objective.initial_state(network)
-        samples = settings.steps * (settings.batch_size // objective.rows_per_sample)
-
-        def loss(net: nn.Module, loaded: LoadedBatch) -> Loss:
-            data = {name: column for name, column in loaded.columns.items() if name != "label"}
-            if "latent" in data:
-                data["latent"] = data["latent"].float()
-            labels = loaded.columns["label"]
-            draws = Draws(settings.seed, stage, loaded.positions, labels.device)
-            dropped = draws.uniform("class-dropout") < settings.class_dropout
-            progress = (torch.tensor(loaded.positions) / samples).to(labels.device, non_blocking=True)
-            batch = Batch(data, drop_labels(labels, num_classes, dropped), loaded.positions, progress, draws, shift)
-            return objective(Models(net, network, velocity, state), batch)
-
+        loss = generator_loss(stage, network, objective, settings, shift, velocity=velocity, state=state)
         yield Task(
             network=network, dataset=data.dataset, loss=loss, settings=settings, blocks=network.blocks, state=state,
             rows_per_sample=objective.rows_per_sample,

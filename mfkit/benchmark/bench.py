@@ -1,0 +1,44 @@
+"""One stage measured, or all of them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, cast
+
+from mfkit.benchmark.inference import measure_encode, measure_loader, measure_sample, measure_trajectories
+from mfkit.benchmark.machine import machine, matmul_flops_per_second, peak_memory, reset_peak_memory
+from mfkit.benchmark.networks import Networks
+from mfkit.benchmark.settings import STAGES, TRAININGS, BenchSettings
+from mfkit.benchmark.training import measure_training
+from mfkit.errors import UsageError
+from mfkit.flow.objectives import Stage, objectives_of
+
+_INFERENCE = {
+    "encode": measure_encode,
+    "trajectories": measure_trajectories,
+    "sample": measure_sample,
+    "loader": measure_loader,
+}
+
+
+def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
+    """The figures of a stage, or of each where it is ``all``."""
+    if stage not in (*STAGES, "all"):
+        raise UsageError(f"there is no stage {stage}; choose from {', '.join(STAGES)}, all")
+    if stage not in TRAININGS:
+        given = [name for name in ("objective", "compile", "activation_checkpointing") if getattr(settings, name)]
+        if given and (stage != "all" or "objective" in given):
+            raise UsageError(f"--{given[0].replace('_', '-')} is of a training stage; name one")
+    elif settings.objective and settings.objective not in objectives_of(stage):
+        raise UsageError(f"--objective {settings.objective} is not of {stage}")
+    networks = Networks.of(settings)
+    device = matmul_flops_per_second(settings.precision)
+    for name in STAGES if stage == "all" else [stage]:
+        reset_peak_memory()
+        measured = _INFERENCE[name](networks) if name in _INFERENCE else measure_training(cast(Stage, name), networks)
+        figures = {"stage": name, **measured.figures(), "peak_bytes": peak_memory()}
+        if rate := figures.get("flops_per_second"):
+            figures |= {"matmul_flops_per_second": device, "share_of_matmul": rate / device}
+        yield figures | {
+            "preset": settings.preset, "network": asdict(networks.config), "batch_size": networks.rows,
+            "precision": settings.precision, "machine": machine(),
+        }  # fmt: skip

@@ -1,0 +1,126 @@
+"""The stages that run frozen networks, by their own jobs and into files, and the loader of latents."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfkit.autoencoders.rae import open_rae
+from mfkit.benchmark.machine import seconds
+from mfkit.benchmark.networks import Networks
+from mfkit.benchmark.result import Measured
+from mfkit.config.presets import resolve
+from mfkit.config.settings import EncodeSettings, GeneratorSettings, SampleSettings, TrajectorySettings
+from mfkit.data.codecs import array_bytes
+from mfkit.data.latents import open_latents
+from mfkit.data.loader import BatchSharding, train_batches
+from mfkit.data.writer import ShardRecord, TarSample
+from mfkit.errors import UsageError
+from mfkit.flow.guidance import Guidance
+from mfkit.flow.solvers import SOLVERS
+from mfkit.inference.encode import Encoding
+from mfkit.inference.output import Job, Result, write_folder
+from mfkit.inference.sample import Sampling
+from mfkit.inference.trajectories import Trajectories
+from mfkit.models.files import open_generator
+from mfkit.runtime.distributed import processes
+
+_LOADER_BYTES = 2**28
+"""Of latents that the loader reads."""
+
+
+def measure_encode(networks: Networks) -> Measured:
+    with TemporaryDirectory() as name:
+        folder, asked = Path(name), networks.settings
+        networks.save_rae(folder / "rae.safetensors")
+        size = networks.rae.image_size
+        pixels = np.random.default_rng(0).integers(0, 256, (networks.rows, size, size, 3), np.uint8)
+        np.savez(folder / "images.npz", arr_0=pixels)
+        settings = resolve(EncodeSettings, "encode", asked.preset, _flags(networks))
+        rae = open_rae(folder / "rae.safetensors")
+
+        def job() -> Job:
+            return Encoding(str(folder / "images.npz"), rae, size, asked.preset, settings, mirror=False, workers=4)
+
+        return _rounds(networks, job, folder, networks.encoder_flops())
+
+
+def measure_trajectories(networks: Networks) -> Measured:
+    with TemporaryDirectory() as name:
+        folder, asked = Path(name), networks.settings
+        networks.save_generator(folder / "teacher.safetensors", "teacher")
+        settings = resolve(TrajectorySettings, "trajectories", asked.preset, _flags(networks))
+        teacher = open_generator(folder / "teacher.safetensors")
+        one = SOLVERS[settings.solver].evaluations(settings.solver_steps) * networks.flops("teacher")
+        return _rounds(networks, lambda: Trajectories(teacher, networks.rows, settings, Guidance()), folder, one)
+
+
+def measure_sample(networks: Networks) -> Measured:
+    with TemporaryDirectory() as name:
+        folder, asked = Path(name), networks.settings
+        networks.save_generator(folder / "student.safetensors", "student")
+        networks.save_rae(folder / "rae.safetensors")
+        settings = resolve(SampleSettings, "sample", asked.preset, _flags(networks))
+        student, rae = open_generator(folder / "student.safetensors"), open_rae(folder / "rae.safetensors")
+        one = networks.flops("student") + networks.decoder_flops()
+        return _rounds(networks, lambda: Sampling(student, rae, networks.rows, settings, Guidance()), folder, one)
+
+
+def measure_loader(networks: Networks) -> Measured:
+    """Batches of latents from shards in the page cache, shuffled, as training reads them."""
+    asked = networks.settings
+    settings = resolve(GeneratorSettings, "train-teacher", asked.preset)
+    count = max(4 * networks.rows, min(20_000, _LOADER_BYTES // networks.random_latents(1).nbytes))
+    steps = count // networks.rows
+    with TemporaryDirectory() as name:
+        write_folder(_RandomLatents(networks, count), Path(name) / "latents", overwrite=False)
+        dataset = open_latents("latents", str(Path(name) / "latents")).dataset
+        sharding = BatchSharding(networks.rows, networks.rows)
+
+        def read() -> None:
+            for _ in train_batches(dataset, sharding, first_step=0, last_step=steps, seed=0, workers=settings.workers):
+                pass
+
+        taken = [seconds(read) for _ in range(1 + asked.rounds)]
+    samples = steps * networks.rows
+    read_bytes = samples * networks.random_latents(1).nbytes
+    return Measured(samples, taken[1:], bytes_read=read_bytes, options={"workers": settings.workers})
+
+
+def _flags(networks: Networks) -> dict[str, Any]:
+    return {"batch_size": networks.rows, "precision": networks.settings.precision}
+
+
+def _rounds(networks: Networks, job: Callable[[], Job], folder: Path, flops: float) -> Measured:
+    """A batch a round, after one that is not timed; networks are loaded before the clock runs."""
+    if processes().num_processes > 1:
+        raise UsageError("stages that write files are measured in one process")
+    taken = []
+    for number in range(1 + networks.settings.rounds):
+        ready = job()
+        taken.append(seconds(lambda: write_folder(ready, folder / str(number), overwrite=False)))  # noqa: B023
+    return Measured(networks.rows, taken[1:], flops=networks.rows * flops)
+
+
+class _RandomLatents(Job):
+    kind = "latents"
+    num_shards = 1
+
+    def __init__(self, networks: Networks, count: int) -> None:
+        self._networks, self._count = networks, count
+        self.inputs, self.resume_key = {}, {}
+
+    def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
+        for index in range(self._count):
+            label = torch.tensor([index % self._networks.config.num_classes])
+            yield Result(0, [index], self._networks.random_latents(1).numpy(), label)
+
+    def pack(self, result: Result) -> list[TarSample]:
+        label = str(int(result.labels[0])).encode()
+        return [{"__key__": f"{result.indices[0]:09d}", "latent.npy": array_bytes(result.values[0]), "cls": label}]
+
+    def describe(self, records: list[ShardRecord] | None) -> dict[str, Any]:
+        return {"shape": list(self._networks.config.latent_shape), "class_names": self._networks.class_names}

@@ -1,0 +1,66 @@
+"""Steps of the training stages, optimiser and EMA included, on samples that are in memory."""
+
+import torch
+
+from mfkit.benchmark.machine import seconds
+from mfkit.benchmark.networks import Networks
+from mfkit.benchmark.result import Measured
+from mfkit.config.presets import resolve, resolve_objective
+from mfkit.config.settings import GeneratorSettings, TrajectorySettings
+from mfkit.data.loader import Batch
+from mfkit.errors import UsageError
+from mfkit.flow.guidance import Guidance
+from mfkit.flow.objectives import Stage
+from mfkit.models.generator import GeneratorKind
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.precision import matmul_precision
+from mfkit.training.generator import frozen_velocity, generator_loss
+from mfkit.training.train_state import TrainState
+
+_WARM_UP = 2
+
+
+def measure_training(stage: Stage, networks: Networks) -> Measured:
+    asked, world = networks.settings, processes()
+    steps = _WARM_UP + asked.rounds
+    flags = {
+        "batch_size": networks.rows, "steps": steps, "precision": asked.precision, "compile": asked.compile,
+        "activation_checkpointing": asked.activation_checkpointing,
+    }  # fmt: skip
+    settings = resolve(GeneratorSettings, stage, asked.preset, flags)
+    objective = resolve_objective(stage, asked.preset, {"objective": asked.objective}, asked.precision)
+    if networks.rows % objective.rows_per_sample:
+        raise UsageError(f"--batch-size {networks.rows} does not divide by {objective.rows_per_sample} pairs")
+    kind: GeneratorKind = "teacher" if stage == "train-teacher" else "student"
+    network, velocity = networks.build(kind), None
+    if stage == "distill":
+        velocity = frozen_velocity(networks.build("teacher"), Guidance(), None, compiled=asked.compile)
+    state = objective.initial_state(network)
+    loss = generator_loss(
+        stage, network, objective, settings, networks.time_shift, velocity=velocity, state=state
+    )  # fmt: skip
+    samples = networks.rows // objective.rows_per_sample
+    columns = _columns(networks, objective.reads, samples)
+    train_state = TrainState(network, network.blocks, settings)
+    taken = []
+    with matmul_precision(asked.precision, world.device):
+        for step in range(steps):
+            begin = (step * world.num_processes + world.process_index) * samples
+            batch = Batch(list(range(begin, begin + samples)), columns)
+            taken.append(seconds(lambda: train_state.step(step, [batch], loss, lambda loss: None)))  # noqa: B023
+    rows = networks.rows * world.num_processes
+    return Measured(
+        samples=rows, seconds=taken[_WARM_UP:], flops=rows * objective.forward_passes(stage) * networks.flops(kind),
+        options={"objective": objective.name, "compile": asked.compile,
+                 "activation_checkpointing": asked.activation_checkpointing},
+    )  # fmt: skip
+
+
+def _columns(networks: Networks, reads: str, samples: int) -> dict[str, torch.Tensor]:
+    labels = torch.arange(samples) % networks.config.num_classes
+    if reads == "latents":
+        return {"latent": networks.random_latents(samples), "label": labels}
+    solved = resolve(TrajectorySettings, "trajectories", networks.settings.preset)
+    states = torch.stack([networks.random_latents(solved.solver_steps + 1) for _ in range(samples)])
+    times = torch.linspace(1, 0, solved.solver_steps + 1).repeat(samples, 1)
+    return {"states": states, "times": times, "label": labels}
