@@ -236,9 +236,12 @@ def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
     """The default of a setting, and what presets have in its place."""
     if default is None:
         return ""
-    shown = [f"default: {_value(default)}"]
-    shown += [f"{name}: {_value(value)}" for name, value in presets.items() if value != default]
-    return f"  [{', '.join(shown)}]"
+    others: dict[str, list[str]] = {}
+    for name, value in presets.items():
+        if value != default:
+            others.setdefault(_value(value), []).append(name)
+    shown = [f"default: {_value(default)}", *(f"{', '.join(names)}: {value}" for value, names in others.items())]
+    return f"  [{'; '.join(shown)}]"
 
 
 def _value(value: Any) -> str:

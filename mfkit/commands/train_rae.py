@@ -37,12 +37,18 @@ def train_rae(
     it, from latents with some noise added, by L1 and the distance of the encoder's own features. (The published
     decoders add LPIPS and a GAN: use those for ImageNet figures.)
     """
+    from dataclasses import replace
+
+    from mfkit.autoencoders.encoders import TINY
     from mfkit.config.presets import resolve
-    from mfkit.data.images import open_images, recommended_preset
+    from mfkit.data.images import DIGITS, native_size, open_images
     from mfkit.training.autoencoder import train_rae
 
-    preset = run.preset or recommended_preset(images)
+    own: options.PresetName = "small" if encoder == TINY else "imagenet256"
+    preset = run.preset or ("digits" if images.partition(":")[0] == DIGITS else own)
     settings = resolve(TrainingSettings, "train-rae", preset, flags)
     sizes = resolve(AutoencoderSettings, "train-rae", preset, flags)
+    if not sizes.image_size:
+        sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.on_error))
     source = open_images(images, sizes.image_size, run.on_error)
     return train_rae(source, encoder, encoder_weights, preset, settings, sizes, run.options(output))

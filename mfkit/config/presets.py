@@ -12,7 +12,7 @@ from mfkit.errors import UsageError
 from mfkit.flow.objectives import Objective, Stage, objectives_of
 from mfkit.setting import Settings, settings_of
 
-PresetName = Literal["digits", "imagenet256", "imagenet512"]
+PresetName = Literal["digits", "small", "imagenet256", "imagenet512"]
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 DECODER_SIZES: dict[SizeName, dict[str, int]] = {
@@ -65,7 +65,7 @@ _SMALL = dict(batch_size=64, schedule="cosine", warmup=50, workers=2, log_every=
 _SMALL_GENERATOR = _SMALL | dict(class_dropout=0.0)
 
 _DIGITS = Preset(
-    about="scikit-learn's 1,797 digits at 32 x 32, on a CPU",
+    about="scikit-learn's digits, on a CPU",
     model="tiny",
     latents=dict(channels=32, side=4, num_classes=10),
     images=1500,
@@ -102,8 +102,27 @@ _DIGITS = Preset(
     },
 )  # fmt: skip
 
+_SMALL_IMAGES = Preset(
+    about="any images of 32 to 128 pixels, on a CPU or one GPU",
+    model="tiny",
+    latents=dict(channels=32, side=8, num_classes=10),
+    images=10_000,
+    mirror=True,
+    trajectories=8000,
+    encoder="vit_tiny_patch16_224",
+    encoder_patch=8,
+    encoder_arguments=TINY_ENCODER,
+    # The digits' settings, with their labels dropped now and then, so that the teacher can be guided.
+    commands={
+        command: settings
+        | (dict(image_size=0) if command == "train-rae" else {})
+        | (dict(class_dropout=0.1) if "class_dropout" in settings else {})
+        for command, settings in _DIGITS.commands.items()
+    },
+)
+
 _IMAGENET256 = Preset(
-    about="ImageNet at 256 x 256, as the MF-RAE paper trains (arXiv 2511.13019)",
+    about="ImageNet at 256 pixels, by the MF-RAE paper (arXiv 2511.13019)",
     model="XL",
     latents=dict(channels=768, side=16, num_classes=1000),
     images=1_281_167,
@@ -140,7 +159,7 @@ _IMAGENET256 = Preset(
 """The paper's H100-days; its code also encodes the images anew in every step."""
 
 _IMAGENET512 = Preset(
-    about="ImageNet at 512 x 512, as the MF-RAE paper trains",
+    about="at 512 pixels",
     model="XL",
     latents=dict(channels=768, side=32, num_classes=1000),
     images=1_281_167,
@@ -162,6 +181,7 @@ _IMAGENET512 = Preset(
 
 PRESETS: dict[PresetName, Preset] = {
     "digits": _DIGITS,
+    "small": _SMALL_IMAGES,
     "imagenet256": _IMAGENET256,
     "imagenet512": _IMAGENET512,
 }

@@ -80,7 +80,9 @@ class AutoencoderSettings(Settings):
 
     heading: ClassVar[str] = "Autoencoder"
 
-    image_size: int = setting(256, "Side of the images; 0 takes it from the images.", metavar="PX", min=0)
+    image_size: int = setting(
+        256, "Side of the images; 0 takes it from the images, from 32 to 128.", metavar="PX", min=0
+    )
     patch: int = setting(16, "Pixels on a side that one token stands for.", metavar="PX", min=1)
     encoder_size: int = setting(
         0, "Side of the encoder's input; 0 is what gives image size / patch tokens.", metavar="PX", min=0

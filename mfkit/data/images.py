@@ -1,8 +1,10 @@
 """IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Samples are ``image`` and ``label``."""
 
 import hashlib
+import logging
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from torch import Tensor
 
 from mfkit.artifacts.artifact import INDEX_NAME, LISTING_DIGEST, Artifact, open_artifact
 from mfkit.artifacts.json_files import parse
-from mfkit.config.presets import PresetName
 from mfkit.config.settings import OnError
 from mfkit.data.codecs import (
     IMAGE_FORMATS,
@@ -32,8 +33,15 @@ from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import is_unfinished
 from mfkit.errors import DECODING_ERRORS, InputError
 
+logger = logging.getLogger(__name__)
+
+DIGITS = "digits"
+"""The word for the embedded images; ``digits:train`` and ``digits:heldout`` are parts of them."""
 DIGITS_SIZE = 32
 """Side of the digits in pixels, where none is asked for."""
+
+_SMALLEST, _LARGEST = 32, 128
+"""Sides to which images are cut where no one says it."""
 
 HELD_OUT = 297
 """How many of the 1,797 digits ``digits:heldout`` holds; ``digits:train`` holds the other 1,500."""
@@ -107,16 +115,18 @@ class ImageFolder:
         digest = LISTING_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
         return Artifact(self._folder, "images", self._config, content_digest=digest)
 
-    def other_sizes(self, looked_at: int = 100) -> str:
-        """The sizes of some images spread over the folder, as text; empty where all are what samples are."""
-        step = max(1, len(self._files) // looked_at)
-        found = set()
-        for file, _ in self._files[::step]:
+    def sizes(self, looked_at: int = 100) -> Iterator[tuple[int, int]]:
+        """(width, height) of some images spread over the folder, of those that can be read."""
+        for index in _spread(len(self._files), looked_at):
             try:
-                with Image.open(file, formats=IMAGE_FORMATS) as image:
-                    found.add(image.size)
+                with Image.open(self._files[index][0], formats=IMAGE_FORMATS) as image:
+                    yield image.size
             except (OSError, Image.DecompressionBombError, *DECODING_ERRORS):  # said when the image is read
                 continue
+
+    def other_sizes(self) -> str:
+        """The sizes of some images as text; empty where all are what samples are."""
+        found = set(self.sizes())
         if len(found) == 1 and (self._size is None or found == {(self._size, self._size)}):
             return ""
         shown = ", ".join(f"{width} x {height}" for width, height in sorted(found)[:3])
@@ -156,7 +166,7 @@ ImageDataset = Digits | ImageFolder | NpzImages | IndexedTars | StreamDataset
 
 def open_images(location: str, size: int | None, on_error: OnError = "raise") -> ImageDataset:
     """The images that an IMAGES argument names, cut to squares of ``size`` pixels; as they are where it is None."""
-    if location == "digits" or location.startswith("digits:"):
+    if location.partition(":")[0] == DIGITS:
         return Digits(location.partition(":")[2], size or DIGITS_SIZE)
     path = Path(location)
     if path.suffix == ".npz":
@@ -168,9 +178,33 @@ def open_images(location: str, size: int | None, on_error: OnError = "raise") ->
     return open_shards(location, "images", partial(_decode, size=size), on_error)
 
 
-def recommended_preset(location: str) -> PresetName:
-    """The preset for images that the user names none for."""
-    return "digits" if location.partition(":")[0] == "digits" else "imagenet256"
+def native_size(location: str, multiple: int, on_error: OnError = "raise") -> int:
+    """The side to cut images to where no one names it: the median of their shorter sides, from 32 to 128 pixels.
+
+    It is a whole number of ``multiple`` pixels, and logged.
+    """
+    dataset = open_images(location, None, on_error)
+    if isinstance(dataset, StreamDataset):
+        sides = [min(dataset.decode(dataset.peek())["image"].shape[1:])]
+    elif isinstance(dataset, ImageFolder):
+        sides = [min(size) for size in dataset.sizes()]
+    else:
+        found = (dataset.skips.read(index, partial(dataset.__getitem__, index)) for index in _spread(len(dataset), 20))
+        sides = [min(sample["image"].shape[1:]) for sample in found if sample is not None]
+    if not sides:
+        raise InputError(f"{location}: none of the images that were looked at can be read")
+    middle = sorted(sides)[len(sides) // 2]
+    size = max(multiple, min(max(middle, _SMALLEST), _LARGEST) // multiple * multiple)
+    logger.warning(
+        "images are cut to %d x %d pixels: the shorter sides of %d of them are %s; --image-size sets another size",
+        size, size, len(sides), f"{min(sides)} to {max(sides)}" if min(sides) < max(sides) else middle,
+    )  # fmt: skip
+    return size
+
+
+def _spread(length: int, count: int) -> range:
+    """At most ``count`` indices, evenly spread."""
+    return range(0, length, -(-length // count))
 
 
 def class_names(dataset: ImageDataset) -> list[str]:
