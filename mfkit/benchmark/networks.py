@@ -15,7 +15,7 @@ from mfkit.errors import UsageError
 from mfkit.evaluation.cost import preset_rae
 from mfkit.evaluation.flops import decoder_flops, encoder_flops, generator_flops, rae_outline
 from mfkit.flow.times import default_time_shift
-from mfkit.models.architectures import ARCHITECTURES, DEFAULT
+from mfkit.models.architectures import architecture_of
 from mfkit.models.files import save_generator
 from mfkit.models.generator import Architecture, Generator, GeneratorKind
 from mfkit.runtime.distributed import processes
@@ -37,8 +37,8 @@ class Networks:
         if settings.tokens not in (None, side**2):
             raise UsageError(f"--tokens {settings.tokens}: latents are square; give a square number")
         scaled = {name: getattr(rae, name) // rae.side * side for name in ("image_size", "encoder_size")}
-        architecture, classes = ARCHITECTURES[DEFAULT], recipe.latents["num_classes"]
-        config = architecture.new_config((rae.channels, side, side), classes, settings.model or recipe.model)
+        architecture, size = architecture_of(settings.model or recipe.model)
+        config = architecture.new_config((rae.channels, side, side), recipe.latents["num_classes"], size)
         return cls(architecture, config, replace(rae, side=side, **scaled), settings)
 
     @property

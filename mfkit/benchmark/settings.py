@@ -20,7 +20,9 @@ class BenchSettings(Settings):
     heading: ClassVar[str] = "Benchmark"
 
     preset: PresetName = setting("imagenet256", "Whose networks, latents and settings.")
-    model: str | None = setting(None, "Size of the generator.  [default: the preset's]", metavar="SIZE")
+    model: str | None = setting(
+        None, "Size of the generator, or ARCHITECTURE:SIZE.  [default: the preset's]", metavar="SIZE"
+    )
     tokens: int | None = setting(
         None, "Tokens of a latent, a square number.  [default: the preset's]", metavar="N", min=1
     )

@@ -44,7 +44,10 @@ Preset = Annotated[
         + ".  [default: the one that the input was made with]"
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Size of the network.  [default: the preset's]", metavar="SIZE")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Size of the network, or ARCHITECTURE:SIZE.  [default: the preset's]", metavar="SIZE"),
+]
 Rae = Annotated[Path | None, typer.Option(help="RAE, or VAE folder.  [default: the recorded one]", metavar="FILE|DIR")]
 EncoderWeights = Annotated[
     str | None,

@@ -47,7 +47,7 @@ class Preset:
     about: str
     commands: dict[str, dict[str, Any]]
     """Settings that differ from the defaults, by command; ``"distill mean-flow"`` is of one objective alone."""
-    model: SizeName
+    model: str
     """Size of the generator, when ``--model`` does not say."""
     latents: dict[str, int]
     """Channels, side and number of classes, to count work where there are no latents yet."""

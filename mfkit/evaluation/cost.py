@@ -30,7 +30,7 @@ from mfkit.evaluation.flops import (
 )
 from mfkit.flow.objectives.base import Stage
 from mfkit.flow.solvers import SOLVERS
-from mfkit.models.architectures import ARCHITECTURES, DEFAULT
+from mfkit.models.architectures import architecture_of
 from mfkit.models.files import open_generator
 
 _COMPARABLE = 256
@@ -156,8 +156,9 @@ def _latent_shape(preset: PresetName) -> tuple[int, int, int]:
 
 
 def _preset_generator_flops(preset: PresetName) -> Flops:
-    architecture, recipe = ARCHITECTURES[DEFAULT], PRESETS[preset]
-    config = architecture.new_config(_latent_shape(preset), recipe.latents["num_classes"], recipe.model)
+    recipe = PRESETS[preset]
+    architecture, size = architecture_of(recipe.model)
+    config = architecture.new_config(_latent_shape(preset), recipe.latents["num_classes"], size)
     return generator_flops(architecture, "student", config)
 
 

@@ -17,7 +17,7 @@ from mfkit.flow.guidance import Guidance, Velocity
 from mfkit.flow.objectives.base import Batch, Loss, Models, Objective, Stage
 from mfkit.flow.random import Draws
 from mfkit.flow.times import default_time_shift
-from mfkit.models.architectures import ARCHITECTURES, DEFAULT
+from mfkit.models.architectures import architecture_of
 from mfkit.models.files import GeneratorFile, save_generator
 from mfkit.models.generator import Generator, GeneratorKind, drop_labels
 from mfkit.runtime.blocks import compile_blocks
@@ -39,9 +39,13 @@ class Start:
     inputs: dict[str, Artifact]
 
 
-def fresh_start(kind: GeneratorKind, data: LatentDataset, size: str, time_shift: float, seed: int) -> Start:
-    """Random weights for these latents. A time shift of 0 is the default for their shape."""
-    architecture = ARCHITECTURES[DEFAULT]
+def fresh_start(kind: GeneratorKind, data: LatentDataset, model: str, time_shift: float, seed: int) -> Start:
+    """Random weights for these latents.
+
+    :param model: see :func:`~mfkit.models.architectures.architecture_of`. :param time_shift: 0 is the default for
+        the latents' shape.
+    """
+    architecture, size = architecture_of(model)
     config = architecture.new_config(data.shape, len(data.class_names), size)
     with seeded(seed):
         network = architecture.build(kind, config)

@@ -1,0 +1,137 @@
+"""To add a thing is a file and a line in a table: done here, and used through the commands like any other."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from conftest import failed, shell, stopped_once
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import mfkit as package
+from mfkit.flow.objectives import OBJECTIVES
+from mfkit.flow.objectives.base import GRADIENT, Batch, Loss, Models, Objective, Stage, mean_squared
+from mfkit.flow.times import expand_to, interpolate
+from mfkit.models.architectures import ARCHITECTURES
+from mfkit.models.dit import DiTConfig
+from mfkit.models.generator import Architecture, Student, Teacher
+from mfkit.setting import setting
+from mfkit.training.checkpoint import checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centred(Objective):
+    """Flow matching of latents less a running mean, which it keeps between steps."""
+
+    heading: ClassVar[str] = "Centred"
+    name: ClassVar[str] = "centred"
+    summary: ClassVar[str] = "flow matching of centred latents"
+    stages: ClassVar[tuple[Stage, ...]] = ("bootstrap",)
+
+    momentum: float = setting(0.5, "Momentum of the mean.", metavar="M", min=0, max=1)
+
+    def forward_passes(self, stage: Stage) -> float:
+        return GRADIENT
+
+    def initial_state(self, network: Callable[..., Tensor]) -> dict[str, Tensor]:
+        return {"mean": torch.zeros(32, 4, 4)}
+
+    def __call__(self, models: Models, batch: Batch) -> Loss:
+        x, t = batch.data["latent"], batch.shifted_times("time")
+        assert models.state is not None
+        models.state["mean"].lerp_(x.mean(0), 1 - self.momentum)
+        z, v = interpolate(x - models.state["mean"], batch.draws.normal("noise", x.shape[1:]), t)
+        return mean_squared(models.network(z, t, t, batch.y) - v)
+
+
+BOOTSTRAP = (
+    "bootstrap --init {0}/mfd.safetensors --latents {0}/latents --objective centred --momentum 0.7 --steps 40 "
+    "--batch-size 16 --save-every 10 --log-every 10 -o {1}.safetensors"
+)
+
+
+def test_an_objective_with_state_of_its_own(mfkit, chain: Path, tmp_path: Path, monkeypatch) -> None:
+    """In the help, on the command line, in the plan of settings; its state is in the checkpoint and resumes."""
+    monkeypatch.setitem(OBJECTIVES, "centred", Centred)
+    text = mfkit("bootstrap --help").out
+    assert "--momentum M" in text and "flow matching of centred latents" in text
+    plan = json.loads(mfkit(BOOTSTRAP.format(chain, "x") + " --dry-run").out)["settings"]
+    assert plan["objective"] == "centred" and plan["momentum"] == 0.7
+    assert mfkit(BOOTSTRAP.format(chain, "whole")).code == 0
+    with stopped_once(lambda: checkpoints(tmp_path / "parts.safetensors"), signal.SIGTERM):
+        assert mfkit(BOOTSTRAP.format(chain, "parts")).code == 143
+    (kept,) = checkpoints(tmp_path / "parts.safetensors")
+    assert load_file(kept)["state.mean"].abs().max() > 0
+    failed(mfkit(BOOTSTRAP.format(chain, "parts").replace("0.7", "0.6")), 2, "momentum was 0.7, is 0.6")
+    assert mfkit(BOOTSTRAP.format(chain, "parts")).code == 0
+    whole, parts = (load_file(f"{name}.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+class Pointwise(nn.Module):
+    """A network that sees one position at a time."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([nn.Conv2d(config.channels, config.channels, 1)])
+        self.label = nn.Embedding(config.num_classes + 1, config.channels)
+
+    def predict(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.blocks[0](z) * expand_to(t, z) + self.label(y)[:, :, None, None]
+
+
+class PointwiseTeacher(Pointwise, Teacher):
+    def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.predict(z, t, y)
+
+
+class PointwiseStudent(Pointwise, Student):
+    @classmethod
+    def from_teacher(cls, teacher: PointwiseTeacher) -> "PointwiseStudent":
+        student = cls(teacher.config)
+        student.load_state_dict(teacher.state_dict())
+        return student
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.predict(z, t, y)
+
+
+def test_an_architecture_of_its_own(mfkit, chain: Path, monkeypatch) -> None:
+    sizes = dict(width=8, depth=1, heads=2, head_width=8, head_depth=1, head_heads=2)
+    one = Architecture("pointwise", DiTConfig, PointwiseTeacher, PointwiseStudent, {"one": sizes})
+    monkeypatch.setitem(ARCHITECTURES, "pointwise", one)
+    steps = "--steps 2 --batch-size 16"
+    for command in (
+        f"train-teacher {chain}/latents --model pointwise:one -o teacher.safetensors {steps}",
+        "trajectories --teacher teacher.safetensors -n 16 -o traj --solver-steps 2",
+        f"midtrain traj --teacher teacher.safetensors -o cmt.safetensors {steps}",
+        f"distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors {steps} --derivative jvp",
+        "sample mfd.safetensors -n 4 -o drawn.npz",
+        "flops mfd.safetensors",
+        "inspect mfd.safetensors",
+    ):
+        done = mfkit(command)
+        assert done.code == 0, f"{command}\n{done.err}"
+    assert isinstance(package.load("mfd.safetensors"), PointwiseStudent)
+    failed(mfkit(f"train-teacher {chain}/latents --model nothing:one -o x.safetensors"), 2, "no architecture nothing")
+    failed(mfkit(f"train-teacher {chain}/latents --model pointwise:two -o x.safetensors"), 2, "pointwise has one")
+
+
+def test_processes_on_one_machine_share_its_cores(tmp_path: Path) -> None:
+    """Unless OMP_NUM_THREADS says otherwise; torchrun's own setting of it to one is not the user's."""
+    (tmp_path / "threads.py").write_text(
+        "import os, torch\nfrom mfkit.runtime.distributed import processes, shutdown\n"
+        "processes(); os.write(1, b'%d\\n' % torch.get_num_threads()); shutdown()\n"
+    )
+    cores = len(os.sched_getaffinity(0))
+    launch = "torchrun --standalone --nproc_per_node 2 threads.py"
+    shared = shell(f"unset OMP_NUM_THREADS; {launch}", tmp_path)
+    assert shared.stdout.split() == 2 * [str(max(1, cores // 2))], shared.stderr
+    told = shell(f"OMP_NUM_THREADS=2 {launch}", tmp_path)
+    assert told.stdout.split() == ["2", "2"], told.stderr
