@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Measures what recipes/performance.md tells: every stage beside the obvious way, on random inputs and on the digits.
+# Measures what recipes/README.md tells of speed and memory, on random inputs and on the digits.
 #
-#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages growth options processes digits
+#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages plain growth options processes digits
 #
 # Results are JSON files in OUT; what is there is kept. Nothing else should run meanwhile.
 # BENCH holds options of `mfkit bench`; without them a batch is 8 on a CPU, and the generator's size S. On a GPU:
-#   BENCH="--precision bf16 --compile" ROWS=32 TOKENS=256 recipes/bench.sh
+#   BENCH="--precision bf16" ROWS=32 TOKENS=256 recipes/bench.sh          (or at once: recipes/gpu.sh)
 # The part digits takes the files that recipes/digits.sh made in DIGITS (default: runs/digits).
 set -euo pipefail
 
@@ -14,43 +14,52 @@ recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 digits=$(realpath -m "${DIGITS:-runs/digits}")
 out=${1:-runs/bench}
 shift $(($# > 0 ? 1 : 0))
-read -ra bench <<<"${BENCH:-}"
-rows=${ROWS:-2}
+read -ra bench <<<"${BENCH:---model S}"
+rows=${ROWS:-2} tokens=${TOKENS:-64}
 
 mkdir -p "$out"
 cd "$out"
 
 stages() {
-    for stage in distill bootstrap train-teacher midtrain encode trajectories sample loader derivative; do
+    for stage in distill bootstrap train-teacher midtrain encode trajectories sample loader; do
         write "$stage.json" mfkit bench "$stage" "${bench[@]}" --json
+    done
+    python "$recipes/bench_table.py" {distill,bootstrap,train-teacher,midtrain,encode,trajectories,sample,loader}.json
+}
+
+# A step beside the plain formulation of its loss, and the ways to du/dt.
+plain() {
+    for stage in distill bootstrap; do
+        write "plain-$stage.json" python "$recipes/plain.py" "$stage" S 256
     done
 }
 
 # Time and memory as the tokens grow, and as the network does.
 growth() {
-    for tokens in 64 256 1024; do
-        write "tokens-$tokens.json" mfkit bench train-teacher "${bench[@]}" --tokens "$tokens" --batch-size "$rows" \
-            --no-plain --json
+    for count in 64 256 1024; do
+        write "tokens-$count.json" mfkit bench train-teacher "${bench[@]}" --tokens "$count" --batch-size "$rows" --json
     done
     for model in S B L XL; do
         write "model-$model.json" mfkit bench train-teacher "${bench[@]}" --model "$model" --batch-size "$rows" \
-            --tokens "${TOKENS:-64}" --no-plain --json
+            --tokens "$tokens" --json
     done
+    python "$recipes/bench_table.py" tokens-{64,256,1024}.json model-{S,B,L,XL}.json
 }
 
 # What the options of execution do to a step.
 options() {
     for option in none activation-checkpointing compile; do
-        write "option-$option.json" mfkit bench distill "${bench[@]}" --tokens "${TOKENS:-64}" --no-plain --json \
+        write "option-$option.json" mfkit bench distill "${bench[@]}" --tokens "$tokens" --json \
             $([ "$option" = none ] || echo "--$option")
     done
+    python "$recipes/bench_table.py" option-{none,activation-checkpointing,compile}.json
 }
 
 # One process and two, with a core each.
 processes() {
     for count in 1 2; do
         OMP_NUM_THREADS=1 write "processes-$count.json" torchrun --standalone --nproc_per_node "$count" -m mfkit \
-            bench distill --preset digits --batch-size 64 --no-plain --rounds 9 --json
+            bench distill --preset digits --batch-size 64 --rounds 50 --json
     done
 }
 
@@ -60,6 +69,6 @@ digits() {
     done
 }
 
-for part in ${*:-stages growth options processes digits}; do
+for part in ${*:-stages plain growth options processes digits}; do
     "$part"
 done
