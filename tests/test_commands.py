@@ -247,6 +247,16 @@ def test_labels(labels: str, mfkit, chain: Path, tmp_path: Path) -> None:
     assert set(drawn) == expected if expected else len(set(drawn)) > 5
 
 
+def test_the_uniform_grid_is_the_shifted_one_by_a_shift_of_one(mfkit, chain: Path) -> None:
+    sample = f"sample {chain}/teacher.safetensors -n 2 --nfe 4 --rae {chain}/rae.safetensors"
+    assert mfkit(f"{sample} --time-grid uniform -o uniform.npz").code == 0
+    assert mfkit(f"{sample} --time-shift 1 -o shifted.npz").code == 0
+    assert mfkit(f"{sample} -o own.npz").code == 0
+    uniform, shifted, own = (np.load(f"{name}.npz")["arr_0"] for name in ("uniform", "shifted", "own"))
+    assert (uniform == shifted).all() and (uniform != own).any()
+    failed(mfkit(f"{sample} --time-grid uniform --time-shift 2 -o x.npz"), 2, "--time-shift does not move --time-grid")
+
+
 def test_an_image_depends_on_seed_and_number_alone(mfkit, chain: Path, tmp_path: Path) -> None:
     for name, options in (("a", "-n 9"), ("b", "-n 5"), ("c", "-n 5 --seed 1")):
         assert mfkit(f"sample {chain}/mft.safetensors {options} -o {name}.npz --batch-size 3").code == 0

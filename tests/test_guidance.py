@@ -19,6 +19,7 @@ def velocity(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return z + (y + 10 * (y == NULL)).view(-1, 1).to(z.dtype)
 
 
+@pytest.mark.fast
 def test_classifier_free_guidance_inside_its_interval() -> None:
     """v0 + W (v - v0) in [A, B], v elsewhere, and v0 for rows without label."""
     z, t = torch.zeros(5, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.5, 0.7, 0.5], dtype=torch.float64)
@@ -30,6 +31,7 @@ def test_classifier_free_guidance_inside_its_interval() -> None:
     assert torch.allclose(Guidance(guidance=0.0).guided(velocity, NULL, None)(z, t, y), v0)
 
 
+@pytest.mark.fast
 def test_outside_the_interval_the_network_runs_once() -> None:
     rows = []
 
@@ -45,6 +47,7 @@ def test_outside_the_interval_the_network_runs_once() -> None:
     assert Guidance().guided(velocity, NULL, 0.0) is velocity
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.7, 0.2), (float("nan"), 1.0)])
 def test_intervals_that_are_none(interval: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="0 <= A < B <= 1"):

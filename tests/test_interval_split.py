@@ -24,12 +24,14 @@ def of_share(share: float) -> IntervalSplit:
     return IntervalSplit(first_leg=share, final_first_leg=share)
 
 
+@pytest.mark.fast
 def test_the_exact_average_velocity_is_the_fixed_point_up_to_the_share_squared() -> None:
     exact = Models(linear_u, linear_u)
     errors = [float(of_share(share).loss(exact, points()).mse) ** 0.5 for share in (0.02, 0.01)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
 
 
+@pytest.mark.fast
 def test_its_gradient_tends_to_that_of_mean_flow() -> None:
     """For a u that is not exact, and a weight that is not 1."""
 
@@ -49,6 +51,7 @@ def test_its_gradient_tends_to_that_of_mean_flow() -> None:
         assert gradient(split) == pytest.approx(of_mean_flow, rel=tolerance)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.1), (0.5, (0.1 * 0.002) ** 0.5), (1.0, 0.002)])
 def test_the_first_leg_shrinks_over_the_run(progress: float, share: float) -> None:
     seen: list[Tensor] = []
@@ -62,6 +65,7 @@ def test_the_first_leg_shrinks_over_the_run(progress: float, share: float) -> No
     assert torch.allclose(seen[0], (t - share * (t - r))[r < t])
 
 
+@pytest.mark.fast
 def test_a_leg_of_the_whole_interval_is_the_velocity() -> None:
     u = Models(lambda *a: 0 * a[0], linear_u)
     assert float(of_share(1.0).loss(u, points()).mse) == pytest.approx(float((A * rows()[0]).square().mean()))

@@ -10,6 +10,8 @@ import pytest
 import mfkit
 from mfkit.commands.main import COMMANDS
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(mfkit.__file__).parent
 LAYERS = {
     "errors": 0, "setting": 0, "flow": 1, "config": 2, "runtime": 3, "artifacts": 4, "models": 5, "formats": 6,

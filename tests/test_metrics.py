@@ -14,6 +14,7 @@ from mfkit.evaluation.metrics.frechet import frechet_distance
 from mfkit.evaluation.moments import Moments
 
 
+@pytest.mark.fast
 def test_frechet_distance_of_gaussians_in_closed_form() -> None:
     """Commuting covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
     one = Moments(np.array([0.0, 1.0]), np.diag([4.0, 9.0]))
@@ -22,6 +23,7 @@ def test_frechet_distance_of_gaussians_in_closed_form() -> None:
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("count", [400, 12])
 def test_frechet_distance_agrees_with_scipys_square_root(count: int) -> None:
     """12 samples in 20 dimensions make singular covariances."""
@@ -35,6 +37,7 @@ def test_frechet_distance_agrees_with_scipys_square_root(count: int) -> None:
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.fast
 def test_within_class_variance_ignores_differences_between_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(2000) % 2
@@ -43,6 +46,7 @@ def test_within_class_variance_ignores_differences_between_classes() -> None:
     assert within_class_variance(labels.float().view(-1, 1), labels) == 0
 
 
+@pytest.mark.fast
 def test_nearest_distances_find_copies() -> None:
     reference = torch.rand(600, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     images = torch.stack([reference[5], reference[7] + 0.01])

@@ -14,6 +14,8 @@ from mfkit.models.dit import AverageVelocityDiT, DiTConfig, VelocityDiT
 from mfkit.models.generator import Generator
 from mfkit.models.layers import Linear, RotaryPositions, sincos_positions
 
+pytestmark = pytest.mark.fast
+
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 SMALL = DiTConfig(

@@ -20,6 +20,8 @@ from mfkit.flow.times import expand_to, interpolate
 from mfkit.models.dit import AverageVelocityDiT, DiTConfig
 from mfkit.models.layers import attention
 
+pytestmark = pytest.mark.fast
+
 A = -1.7
 
 

@@ -6,6 +6,8 @@ from scipy import stats
 
 from mfkit.flow.random import Draws, stream_keys
 
+pytestmark = pytest.mark.fast
+
 SAMPLES = range(20_000)
 
 

@@ -33,6 +33,7 @@ def settings(**changes) -> TrainingSettings:
     return presets.resolve(TrainingSettings, "train-teacher", "digits", changes)
 
 
+@pytest.mark.fast
 def test_learning_rates() -> None:
     plan = settings(steps=100, warmup=10, learning_rate=1.0, final_learning_rate=0.1, schedule="linear")
     assert learning_rate(plan, 0) == pytest.approx(0.1) and learning_rate(plan, 9) == pytest.approx(1.0)
@@ -43,6 +44,7 @@ def test_learning_rates() -> None:
     assert learning_rate(constant, 99) == 0.3
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("preset", "stage", "expected"),
     [
@@ -58,6 +60,7 @@ def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_a_preset_names_settings_that_its_commands_have(preset: str) -> None:
     """A misspelt name would be left unread."""
