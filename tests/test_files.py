@@ -18,6 +18,8 @@ from mfkit.errors import InputError, OutputError
 from mfkit.models.dit import DIT_DH, AverageVelocityDiT, DiTConfig, VelocityDiT
 from mfkit.models.files import save_generator
 
+pytestmark = pytest.mark.fast
+
 CONFIG = DiTConfig(
     channels=4, side=2, num_classes=3, width=8, depth=1, heads=2, head_width=16, head_depth=1, head_heads=2
 )

@@ -22,6 +22,8 @@ from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import write_shard, write_stream
 from mfkit.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 CLASSES = 200
 
 

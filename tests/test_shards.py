@@ -22,6 +22,8 @@ from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import write_shard, write_stream
 from mfkit.errors import InputError, UsageError
 
+pytestmark = pytest.mark.fast
+
 SAMPLES = 23
 
 
