@@ -75,8 +75,8 @@ def reason(error: BaseException) -> str:
 def decoding_errors(source: object) -> Iterator[None]:
     """Turns what a library raises in the block, over the contents of a file, into one line that names the file.
 
-    The block is the library's call and nothing else: an error of mfkit's own code must not be told as a damaged file.
-    Out of memory is not the file's fault either, and passes through.
+    The block is the library's call and nothing else: an error of mfkit's own code must not be reported as a damaged
+    file. Out of memory is not the file's fault either, and passes through.
     """
     try:
         yield

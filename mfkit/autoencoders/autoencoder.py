@@ -72,7 +72,7 @@ class AutoencoderFile(ABC):
 
     @abstractmethod
     def load(self, *, latent_shape: tuple[int, ...] | None = None, image_size: int | None = None) -> Autoencoder:
-        """The network, frozen, on the CPU. One that takes many sizes is told its latents' or its images'."""
+        """The network, frozen, on the CPU. One that takes many sizes needs its latents' or its images'."""
 
     @abstractmethod
     def outline(self, latent_shape: tuple[int, ...]) -> Autoencoder:

@@ -87,9 +87,9 @@ def _text(cost: dict[str, Any]) -> str:
         )  # fmt: skip
     lines.append("* a step; an image or trajectory where there are no steps. Matrix products alone are counted")
     lines += [
-        f"{name}: the paper {told['why']}: {told['flops']:.3g} FLOPs in its {told['gpu_days']:g} days are "
-        f"{told['teraflops_per_second']:.0f} x 10^12 a second"
-        for name, told in paper.items()
+        f"{name}: the paper {spent['why']}: {spent['flops']:.3g} FLOPs in its {spent['gpu_days']:g} days are "
+        f"{spent['teraflops_per_second']:.0f} x 10^12 a second"
+        for name, spent in paper.items()
     ]
     return "\n".join(lines)
 

@@ -89,7 +89,7 @@ class NpzWriter:
 
 
 def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    """A .npy file of zeros, whose blocks are taken now: a disk that is too small is told at the start."""
+    """A .npy file of zeros, whose blocks are taken now: a disk that is too small is an error at the start."""
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
         size = file.tell() + math.prod(shape) * np.dtype(dtype).itemsize

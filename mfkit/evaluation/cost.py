@@ -101,7 +101,7 @@ def recipe_cost(
         },
     }
     if recipe.published:
-        result["paper"] = {stage: _published(told, one) for stage, told in recipe.published.items()}
+        result["paper"] = {stage: _published(spent, one) for stage, spent in recipe.published.items()}
     return result
 
 
@@ -122,14 +122,14 @@ def measured_rates(path: Path) -> dict[str, float]:
     return rates
 
 
-def _published(told: Published, one: float) -> dict[str, Any]:
+def _published(spent: Published, one: float) -> dict[str, Any]:
     """What a paper spent on a stage, by our count of its operations, and what its GPUs then achieved."""
-    flops = told.samples * told.passes * one
+    flops = spent.samples * spent.passes * one
     return {
-        "gpu_days": told.gpu_days,
+        "gpu_days": spent.gpu_days,
         "flops": flops,
-        "teraflops_per_second": flops / (told.gpu_days * _DAY) / 1e12,
-        "why": told.why,
+        "teraflops_per_second": flops / (spent.gpu_days * _DAY) / 1e12,
+        "why": spent.why,
     }
 
 

@@ -40,7 +40,7 @@ def _download(source: str, repo: str, revision: str | None, path: str, folder: b
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # each attempt of several would be a warning; the outcome is told below
+    logging.set_verbosity_error()  # each attempt of several would be a warning; the outcome is reported below
     try:
         if not folder:
             return Path(hf_hub_download(repo, path, revision=revision))

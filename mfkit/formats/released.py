@@ -1,4 +1,4 @@
-"""What released checkpoints hold, told by the names and shapes of their tensors: DiT-DH generators and RAE decoders.
+"""What released checkpoints hold, by the names and shapes of their tensors: DiT-DH generators and RAE decoders.
 
 Names: github.com/bytetriper/RAE (teachers, decoders) and github.com/sony/mf-rae (students).
 """

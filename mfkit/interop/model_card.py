@@ -63,6 +63,6 @@ def _measured(measured: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def _side(told: dict[str, Any]) -> str:
-    conditions = [f"{name} {told[name]}" for name in _CONDITIONS if told.get(name) is not None]
-    return ", ".join([f"`{told.get('location')}`", *conditions, f"{str(told.get('digest'))[:23]}…"])
+def _side(conditions: dict[str, Any]) -> str:
+    shown = [f"{name} {conditions[name]}" for name in _CONDITIONS if conditions.get(name) is not None]
+    return ", ".join([f"`{conditions.get('location')}`", *shown, f"{str(conditions.get('digest'))[:23]}…"])

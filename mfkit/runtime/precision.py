@@ -13,7 +13,7 @@ from mfkit.errors import UsageError
 def matmul_precision(precision: PrecisionName, device: torch.device) -> Iterator[None]:
     """float32 products inside are taken in TF32 where that is the precision, and else exactly, convolutions too.
 
-    PyTorch takes convolutions in TF32 unless told otherwise, and a difference quotient does not survive that.
+    PyTorch takes convolutions in TF32 unless it is turned off, and a difference quotient does not survive that.
 
     :raises UsageError: the device has no TF32.
     """
