@@ -4,7 +4,7 @@
 #   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages plain growth options processes digits
 #
 # Results are JSON files in OUT; what is there is kept. Nothing else should run meanwhile.
-# BENCH holds options of `mfkit bench`; without them a batch is 8 on a CPU, and the generator's size S. On a GPU:
+# BENCH holds options of `mfkit bench`; without them a batch is 8, the generator S, a latent 64 tokens. On a GPU:
 #   BENCH="--precision bf16" ROWS=32 TOKENS=256 recipes/bench.sh          (or at once: recipes/gpu.sh)
 # The part digits takes the files that recipes/digits.sh made in DIGITS (default: runs/digits).
 set -euo pipefail
@@ -14,7 +14,7 @@ recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 digits=$(realpath -m "${DIGITS:-runs/digits}")
 out=${1:-runs/bench}
 shift $(($# > 0 ? 1 : 0))
-read -ra bench <<<"${BENCH:---model S}"
+read -ra bench <<<"${BENCH:---model S --tokens 64}"
 rows=${ROWS:-2} tokens=${TOKENS:-64}
 
 mkdir -p "$out"
@@ -30,7 +30,7 @@ stages() {
 # A step beside the plain formulation of its loss, and the ways to du/dt.
 plain() {
     for stage in distill bootstrap; do
-        write "plain-$stage.json" python "$recipes/plain.py" "$stage" S 256
+        write "plain-$stage.json" python "$recipes/plain.py" "$stage" S "$tokens"
     done
 }
 

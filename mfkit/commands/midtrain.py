@@ -24,7 +24,7 @@ def midtrain(
     flags: options.Flags,
     output: options.Output = None,
 ) -> str:
-    """Teach a student the teacher's long jumps.
+    """Train a student on the teacher's chords.
 
     Consistency mid-training on stored trajectories. The student starts as the teacher. Without -o it is written
     beside the teacher, as cmt.safetensors.
