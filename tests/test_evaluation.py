@@ -127,6 +127,16 @@ def test_the_other_figures(mfkit, tmp_path: Path, inception: Path) -> None:
     assert result["within_class_variance"]["ratio"] > 1
 
 
+def test_conditions_of_the_other_figures(mfkit, tmp_path: Path, inception: Path, caplog) -> None:
+    """How many images a subset has, and no variance within classes where one side has no labels."""
+    write(tmp_path / "a.npz", 40, 16, 0, arr_1=np.arange(40) % 4)
+    write(tmp_path / "b.npz", 30, 16, 1)
+    result = json.loads(mfkit(f"fid a.npz --reference b.npz --inception {inception} --kid --diversity").out)
+    assert result["kernel_distance_subsets"] == {"count": 100, "size": 30}
+    assert "within_class_variance" not in result and "nearest_reference_distance" in result
+    assert "one side has labels" in caplog.text
+
+
 @pytest.mark.parametrize("resize", ["clean", "legacy-tf"])
 def test_spatial_features_of_inception(tmp_path: Path, inception: Path, resize: Resize) -> None:
     """ADM's: the first 7 channels before mixed_6, by place and then by channel; resized as by Inception's own graph."""

@@ -64,7 +64,7 @@ def test_a_teacher_that_never_dropped_labels_is_refused(mfkit, chain: Path) -> N
         f"distill --teacher {teacher} --latents {chain}/latents --init {chain}/cmt.safetensors -o x.safetensors",
     ):
         failed(mfkit(f"{command} --guidance 2"), 2, "trained with --class-dropout 0", "--class-dropout 0.1")
-        failed(mfkit(f"{command} --guidance-interval 0 0.5"), 2, "guidance_interval is given without guidance")
+        failed(mfkit(f"{command} --guidance-interval 0 0.5"), 2, "--guidance-interval needs --guidance")
     failed(mfkit(f"sample {chain}/mft.safetensors -n 2 -o x.npz --guidance 2"), 2, "guidance is for a teacher")
 
 

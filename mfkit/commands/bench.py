@@ -34,7 +34,7 @@ def bench(
     if as_json:
         found = {figures["stage"]: figures for figures in measured}
         return json.dumps(found if stage == "all" else found[stage], indent=2)
-    header = _row("stage", "rows", "rows/s", "10^12/s", "share", "GB peak", "GB/s")
+    header = _row("stage", "rows", "rows/s", "10^12/s", "of matmul", "GB peak", "GB/s")
     return "\n".join([header, *(_text(figures) for figures in measured)])
 
 

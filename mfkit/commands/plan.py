@@ -53,7 +53,8 @@ def plan(
 ) -> str:
     """Plan the cost of a whole recipe.
 
-    Operations, bytes on disk and GPU-days of each stage, before anything is begun.
+    Operations, bytes on disk and GPU-days of each stage from encode to bootstrap, before anything is begun. (A decoder
+    is mostly imported, so train-rae is not counted.)
     """
     import json
 

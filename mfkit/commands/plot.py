@@ -31,6 +31,6 @@ def plot(
     if len(set(names)) < len(names):
         names = [str(log) for log in logs]
     curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
-    with exclusive_output(output, overwrite=overwrite):
+    with exclusive_output(output, overwrite=overwrite, suffix=".png"):
         write_curves(output, curves)
     return str(output)

@@ -40,9 +40,9 @@ class Guidance(Settings):
         super().__post_init__()
         begin, end = self.guidance_interval
         if not 0 <= begin < end <= 1:
-            raise ValueError(f"guidance_interval is {begin:g} {end:g}; give 0 <= A < B <= 1")
+            raise ValueError(f"--guidance-interval {begin:g} {end:g}: give 0 <= A < B <= 1")
         if self.guidance == 1 and (begin, end) != (0, 1):
-            raise ValueError("guidance_interval is given without guidance")
+            raise ValueError("--guidance-interval needs --guidance")
 
     def guided(self, velocity: Velocity, null_label: int, class_dropout: float | None) -> Velocity:
         """The velocity under this rule.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mfkit.errors import UsageError
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from mfkit.evaluation.image_set import ImageSet
 
 
+logger = logging.getLogger(__name__)
+
+
 class Diversity(Metric):
     name = "diversity"
     help = "Compare the pixels too: variance within classes, nearest real images."
@@ -22,14 +26,16 @@ class Diversity(Metric):
         if samples.outputs["pixels"].shape[1:] != reference.outputs["pixels"].shape[1:]:
             raise UsageError("--diversity compares pixels; the images are of unequal sizes")
         images, real = (side.outputs["pixels"].float() / 255 for side in (samples, reference))
-        assert samples.labels is not None and reference.labels is not None
-        ours, theirs = within_class_variance(images, samples.labels), within_class_variance(real, reference.labels)
         nearest = nearest_distances(images, real)
         quantiles = nearest.quantile(nearest.new_tensor([0.05, 0.5, 0.95])).tolist()
-        return {
-            "within_class_variance": {"samples": ours, "reference": theirs, "ratio": ours / theirs},
-            "nearest_reference_distance": dict(zip(("5%", "median", "95%"), quantiles, strict=True)),
-        }
+        result = {"nearest_reference_distance": dict(zip(("5%", "median", "95%"), quantiles, strict=True))}
+        assert samples.labels is not None and reference.labels is not None
+        classes = [len(side.labels.unique()) for side in (samples, reference)]
+        if min(classes) == 1 < max(classes):
+            logger.warning("one side has labels and the other has none: no variance within classes is given")
+            return result
+        ours, theirs = within_class_variance(images, samples.labels), within_class_variance(real, reference.labels)
+        return {"within_class_variance": {"samples": ours, "reference": theirs, "ratio": ours / theirs}} | result
 
 
 def within_class_variance(images: Tensor, labels: Tensor) -> float:

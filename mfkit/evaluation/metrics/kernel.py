@@ -18,12 +18,13 @@ _SUBSET_SIZE = 1000
 
 class KernelDistance(Metric):
     name = "kid"
-    help = f"KID too, over {_SUBSETS} subsets of {_SUBSET_SIZE:,}."
+    help = f"KID too, over {_SUBSETS} subsets of at most {_SUBSET_SIZE:,} images."
     outputs = ("features",)
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
         ours, theirs = (side.outputs["features"].numpy() for side in (samples, reference))
-        return {"kernel_distance": kernel_distance(ours, theirs)}
+        subsets = {"count": _SUBSETS, "size": min(_SUBSET_SIZE, len(ours), len(theirs))}
+        return {"kernel_distance": kernel_distance(ours, theirs), "kernel_distance_subsets": subsets}
 
 
 def kernel_distance(samples: NDArray[np.floating], reference: NDArray[np.floating], seed: int = 0) -> float:
