@@ -30,7 +30,7 @@ class Diversity(Metric):
         quantiles = nearest.quantile(nearest.new_tensor([0.05, 0.5, 0.95])).tolist()
         result = {"nearest_reference_distance": dict(zip(("5%", "median", "95%"), quantiles, strict=True))}
         assert samples.labels is not None and reference.labels is not None
-        classes = [len(side.labels.unique()) for side in (samples, reference)]
+        classes = [len(labels.unique()) for labels in (samples.labels, reference.labels)]
         if min(classes) == 1 < max(classes):
             logger.warning("one side has labels and the other has none: no variance within classes is given")
             return result
