@@ -35,7 +35,7 @@ def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
     for name in STAGES if stage == "all" else [stage]:
         reset_peak_memory()
         measured = _INFERENCE[name](networks) if name in _INFERENCE else measure_training(cast(Stage, name), networks)
-        figures = {"stage": name, **measured.figures(), "peak_bytes": peak_memory()}
+        figures = {"stage": name, **measured, "peak_bytes": peak_memory()}
         if rate := figures.get("flops_per_second"):
             figures |= {"matmul_flops_per_second": device, "share_of_matmul": rate / device}
         yield figures | {

@@ -11,7 +11,7 @@ import torch
 from mfkit.autoencoders.rae import open_rae
 from mfkit.benchmark.machine import seconds
 from mfkit.benchmark.networks import Networks
-from mfkit.benchmark.result import Measured
+from mfkit.benchmark.result import figures
 from mfkit.config.presets import resolve
 from mfkit.config.settings import EncodeSettings, GeneratorSettings, SampleSettings, TrajectorySettings
 from mfkit.data.codecs import array_bytes
@@ -32,7 +32,7 @@ _LOADER_BYTES = 2**28
 """Of latents that the loader reads."""
 
 
-def measure_encode(networks: Networks) -> Measured:
+def measure_encode(networks: Networks) -> dict[str, Any]:
     with TemporaryDirectory() as name:
         folder, asked = Path(name), networks.settings
         networks.save_rae(folder / "rae.safetensors")
@@ -48,7 +48,7 @@ def measure_encode(networks: Networks) -> Measured:
         return _rounds(networks, job, folder, networks.encoder_flops())
 
 
-def measure_trajectories(networks: Networks) -> Measured:
+def measure_trajectories(networks: Networks) -> dict[str, Any]:
     with TemporaryDirectory() as name:
         folder, asked = Path(name), networks.settings
         networks.save_generator(folder / "teacher.safetensors", "teacher")
@@ -58,7 +58,7 @@ def measure_trajectories(networks: Networks) -> Measured:
         return _rounds(networks, lambda: Trajectories(teacher, networks.rows, settings, Guidance()), folder, one)
 
 
-def measure_sample(networks: Networks) -> Measured:
+def measure_sample(networks: Networks) -> dict[str, Any]:
     with TemporaryDirectory() as name:
         folder, asked = Path(name), networks.settings
         networks.save_generator(folder / "student.safetensors", "student")
@@ -69,11 +69,12 @@ def measure_sample(networks: Networks) -> Measured:
         return _rounds(networks, lambda: Sampling(student, rae, networks.rows, settings, Guidance()), folder, one)
 
 
-def measure_loader(networks: Networks) -> Measured:
+def measure_loader(networks: Networks) -> dict[str, Any]:
     """Batches of latents from shards in the page cache, shuffled, as training reads them."""
     asked = networks.settings
     settings = resolve(GeneratorSettings, "train-teacher", asked.preset)
-    count = max(4 * networks.rows, min(20_000, _LOADER_BYTES // networks.random_latents(1).nbytes))
+    one = networks.random_latents(1).nbytes
+    count = max(4 * networks.rows, min(20_000, _LOADER_BYTES // one))
     steps = count // networks.rows
     with TemporaryDirectory() as name:
         write_folder(_RandomLatents(networks, count), Path(name) / "latents", overwrite=False)
@@ -86,15 +87,14 @@ def measure_loader(networks: Networks) -> Measured:
 
         taken = [seconds(read) for _ in range(1 + asked.rounds)]
     samples = steps * networks.rows
-    read_bytes = samples * networks.random_latents(1).nbytes
-    return Measured(samples, taken[1:], bytes_read=read_bytes, options={"workers": settings.workers})
+    return figures(samples, taken[1:], bytes_read=samples * one, workers=settings.workers)
 
 
 def _flags(networks: Networks) -> dict[str, Any]:
     return {"batch_size": networks.rows, "precision": networks.settings.precision}
 
 
-def _rounds(networks: Networks, job: Callable[[], Job], folder: Path, flops: float) -> Measured:
+def _rounds(networks: Networks, job: Callable[[], Job], folder: Path, flops: float) -> dict[str, Any]:
     """A batch a round, after one that is not timed; networks are loaded before the clock runs."""
     if processes().num_processes > 1:
         raise UsageError("stages that write files are measured in one process")
@@ -102,7 +102,7 @@ def _rounds(networks: Networks, job: Callable[[], Job], folder: Path, flops: flo
     for number in range(1 + networks.settings.rounds):
         ready = job()
         taken.append(seconds(lambda: write_folder(ready, folder / str(number), overwrite=False)))  # noqa: B023
-    return Measured(networks.rows, taken[1:], flops=networks.rows * flops)
+    return figures(networks.rows, taken[1:], flops=networks.rows * flops)
 
 
 class _RandomLatents(Job):

@@ -1,33 +1,24 @@
 """What was measured of a stage."""
 
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Some rounds of equal work, over all processes."""
+def figures(
+    samples: int, seconds: list[float], *, flops: float | None = None, bytes_read: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Rates by the median of some rounds of equal work, over all processes, and the options of the stage.
 
-    samples: int
-    """A round."""
-    seconds: list[float]
-    """Of each round."""
-    flops: float | None = None
-    """A round; None where nothing is computed."""
-    bytes_read: int | None = None
-    """A round."""
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def figures(self) -> dict[str, Any]:
-        """By the median round."""
-        one = median(self.seconds)
-        figures: dict[str, Any] = {
-            "samples_per_second": self.samples / one, "seconds": one, "slowest": max(self.seconds),
-            "fastest": min(self.seconds), "samples": self.samples,
-        }  # fmt: skip
-        if self.flops is not None:
-            figures["flops_per_second"] = self.flops / one
-        if self.bytes_read is not None:
-            figures["bytes_per_second"] = self.bytes_read / one
-        return figures | self.options
+    :param samples: of a round; ``flops`` and ``bytes_read`` likewise, where there are any. :param seconds: of each
+        round.
+    """
+    one = median(seconds)
+    rates: dict[str, Any] = {
+        "samples_per_second": samples / one, "seconds": one, "slowest": max(seconds), "fastest": min(seconds),
+        "samples": samples,
+    }  # fmt: skip
+    if flops is not None:
+        rates["flops_per_second"] = flops / one
+    if bytes_read is not None:
+        rates["bytes_per_second"] = bytes_read / one
+    return rates | options

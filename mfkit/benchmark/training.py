@@ -1,10 +1,12 @@
 """Steps of the training stages, optimiser and EMA included, on samples that are in memory."""
 
+from typing import Any
+
 import torch
 
 from mfkit.benchmark.machine import seconds
 from mfkit.benchmark.networks import Networks
-from mfkit.benchmark.result import Measured
+from mfkit.benchmark.result import figures
 from mfkit.config.presets import resolve, resolve_objective
 from mfkit.config.settings import GeneratorSettings, TrajectorySettings
 from mfkit.data.loader import Batch
@@ -20,7 +22,7 @@ from mfkit.training.train_state import TrainState
 _WARM_UP = 2
 
 
-def measure_training(stage: Stage, networks: Networks) -> Measured:
+def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
     asked, world = networks.settings, processes()
     steps = _WARM_UP + asked.rounds
     flags = {
@@ -36,9 +38,7 @@ def measure_training(stage: Stage, networks: Networks) -> Measured:
     if stage == "distill":
         velocity = frozen_velocity(networks.build("teacher"), Guidance(), None, compiled=asked.compile)
     state = objective.initial_state(network)
-    loss = generator_loss(
-        stage, network, objective, settings, networks.time_shift, velocity=velocity, state=state
-    )  # fmt: skip
+    loss = generator_loss(stage, network, objective, settings, networks.time_shift, velocity=velocity, state=state)
     samples = networks.rows // objective.rows_per_sample
     columns = _columns(networks, objective.reads, samples)
     train_state = TrainState(network, network.blocks, settings)
@@ -49,10 +49,9 @@ def measure_training(stage: Stage, networks: Networks) -> Measured:
             batch = Batch(list(range(begin, begin + samples)), columns)
             taken.append(seconds(lambda: train_state.step(step, [batch], loss, lambda loss: None)))  # noqa: B023
     rows = networks.rows * world.num_processes
-    return Measured(
-        samples=rows, seconds=taken[_WARM_UP:], flops=rows * objective.forward_passes(stage) * networks.flops(kind),
-        options={"objective": objective.name, "compile": asked.compile,
-                 "activation_checkpointing": asked.activation_checkpointing},
+    return figures(
+        rows, taken[_WARM_UP:], flops=rows * objective.forward_passes(stage) * networks.flops(kind),
+        objective=objective.name, compile=asked.compile, activation_checkpointing=asked.activation_checkpointing,
     )  # fmt: skip
 
 

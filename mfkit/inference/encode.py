@@ -15,8 +15,8 @@ from mfkit.data.loader import Batch, inference_batches
 from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import ShardRecord, TarSample
 from mfkit.errors import InputError
-from mfkit.inference.micro_batches import MicroBatches
-from mfkit.inference.output import Job, Result, progress
+from mfkit.inference.micro_batches import MicroBatches, progress
+from mfkit.inference.output import Job, Result
 from mfkit.runtime.distributed import processes
 
 

@@ -4,18 +4,15 @@ A job says what is computed and how a result becomes samples; what is written, r
 same for all. Computing and writing go on at the same time.
 """
 
-import logging
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from mfkit.artifacts.artifact import Artifact, digest, record_provenance
 from mfkit.artifacts.atomic import atomic_write, exclusive_output, output_is_complete, sync_files
@@ -24,10 +21,6 @@ from mfkit.data.npz import NpzWriter
 from mfkit.data.prefetch import in_background, ordered_map
 from mfkit.data.writer import STREAM, FolderWriter, ShardRecord, TarSample, write_standard_output
 from mfkit.runtime.distributed import processes
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -156,9 +149,3 @@ def write_shards_or_stream(job: Job, output: str, *, overwrite: bool) -> str | N
 
 def _packed(job: Job, results: Iterable[Result]) -> Iterator[tuple[int, list[TarSample]]]:
     return ordered_map(lambda result: (result.shard, job.pack(result)), results, job.pack_threads)
-
-
-def progress(items: Iterable[T], total: int | None = None) -> Iterable[T]:
-    """The items with a progress bar, where the main process is at a terminal."""
-    shown = processes().is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING)
-    return tqdm(items, total=total, disable=not shown, unit="batch")

@@ -14,14 +14,13 @@ from mfkit.autoencoders.files import ROLE
 from mfkit.config.settings import SampleSettings
 from mfkit.data.codecs import png_bytes, to_uint8
 from mfkit.data.grid import write_grid
-from mfkit.data.loader import shard_ranges
 from mfkit.data.prefetch import spare_threads
 from mfkit.data.writer import STREAM, ShardRecord, TarSample
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
 from mfkit.flow.random import Draws
 from mfkit.inference.micro_batches import MicroBatches
-from mfkit.inference.output import Job, Result, progress, write_folder, write_npz, write_stream
+from mfkit.inference.output import Job, Result, write_folder, write_npz, write_stream
 from mfkit.inference.sampler import sampler_of
 from mfkit.models.files import GeneratorFile
 from mfkit.runtime.distributed import processes
@@ -60,21 +59,16 @@ class Sampling(Job):
         }  # fmt: skip
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
-        batch_size = self._micro_batches.round_up(self._settings.batch_size)
-        return self._results([part for part in shard_ranges(self.count, SHARD_SIZE, batch_size) if is_mine(part[0])])
+        batch_size = self._settings.batch_size
+        return self._micro_batches.map_ranges(
+            self._sample, self.count, shard_size=SHARD_SIZE, batch_size=batch_size, is_mine=is_mine
+        )
 
     def first_images(self, count: int) -> Tensor:
         """(count, 3, S, S) uint8."""
-        batch_size = self._micro_batches.round_up(self._settings.batch_size)
-        return torch.cat([result.values for result in self._results(list(shard_ranges(count, count, batch_size)))])
-
-    def _results(self, batches: list[tuple[int, range]]) -> Iterator[Result]:
-        parts = (
-            (shard, indices[part])
-            for shard, indices in progress(batches)
-            for part in self._micro_batches.split(indices)
-        )
-        return self._micro_batches.map(self._sample, parts)
+        batch_size = self._settings.batch_size
+        results = self._micro_batches.map_ranges(self._sample, count, shard_size=count, batch_size=batch_size)
+        return torch.cat([result.values for result in results])
 
     def _sample(self, part: tuple[int, range]) -> Result:
         shard, indices = part

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from mfkit.config.settings import TrajectorySettings
 from mfkit.data.codecs import DTYPES, array_bytes
-from mfkit.data.loader import shard_ranges
 from mfkit.data.writer import ShardRecord, TarSample
 from mfkit.flow.guidance import Guidance
 from mfkit.flow.random import Draws
 from mfkit.flow.solvers import solve_ode, time_grid
 from mfkit.inference.micro_batches import MicroBatches
-from mfkit.inference.output import Job, Result, progress
+from mfkit.inference.output import Job, Result
 from mfkit.models.files import GeneratorFile
 from mfkit.runtime.distributed import processes
 
@@ -40,16 +39,10 @@ class Trajectories(Job):
         self.resume_key = settings.resume_key() | {"trajectories": count, "guidance": guidance.conditions}
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
-        batch_size = self._micro_batches.round_up(self._settings.batch_size)
-        batches = [
-            part for part in shard_ranges(self._count, self._settings.shard_size, batch_size) if is_mine(part[0])
-        ]
-        parts = (
-            (shard, indices[part])
-            for shard, indices in progress(batches)
-            for part in self._micro_batches.split(indices)
+        size, batch_size = self._settings.shard_size, self._settings.batch_size
+        return self._micro_batches.map_ranges(
+            self._solve, self._count, shard_size=size, batch_size=batch_size, is_mine=is_mine
         )
-        return self._micro_batches.map(self._solve, parts)
 
     def _solve(self, part: tuple[int, range]) -> Result:
         shard, indices = part
