@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,11 @@ from mfkit.config.presets import PresetName
 from mfkit.errors import InputError
 
 
-class AutoencoderConfig(Protocol):
-    @property
-    def image_size(self) -> int:
-        """Side of its images in pixels."""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-
-
 class Autoencoder(nn.Module):
     """A network from images to latents and back."""
 
     config: Any
-    """An :class:`AutoencoderConfig`."""
+    """It has ``image_size``, the side of its images in pixels, and ``latent_shape``, (C, H, W)."""
 
     @property
     def device(self) -> torch.device:

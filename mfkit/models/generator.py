@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -11,23 +11,13 @@ from mfkit.errors import UsageError
 GeneratorKind = Literal["teacher", "student"]
 
 
-class GeneratorConfig(Protocol):
-    """The sizes of a generator: a frozen dataclass of plain values, stored with its weights."""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-
 class Generator(nn.Module):
     """A class-conditional network on latents."""
 
     kind: ClassVar[GeneratorKind]
     config: Any
-    """A :class:`GeneratorConfig`."""
+    """Its sizes: a frozen dataclass of plain values, stored with its weights. It has ``num_classes`` and
+    ``latent_shape``, (C, H, W)."""
     blocks: nn.ModuleList
     """The repeated blocks: the units of compilation, of activation checkpointing and of FSDP."""
 
@@ -77,7 +67,7 @@ class Architecture:
     name: str
     """As its files say it."""
     config: type[Any]
-    """A dataclass that is a :class:`GeneratorConfig`."""
+    """See :attr:`Generator.config`."""
     teacher: type[Teacher]
     student: type[Student]
     sizes: Mapping[str, Mapping[str, int]]
@@ -103,8 +93,3 @@ class Architecture:
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def drop_labels(y: Tensor, num_classes: int, dropped: Tensor) -> Tensor:
-    """Labels with those replaced by "no label" (index ``num_classes``) where ``dropped`` (B,) is true."""
-    return y.masked_fill(dropped, num_classes)

@@ -25,7 +25,7 @@ from mfkit.flow.random import Draws
 from mfkit.flow.times import expand_to
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.seeding import seeded
-from mfkit.training.product import Product, produce
+from mfkit.training.product import produce
 from mfkit.training.task import RunOptions, Task
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,6 @@ def train_rae(
     if opened.source:
         inputs["encoder"] = opened.source
     config = {"preset": preset, "class_names": class_names(images)}
-    product = Product(
-        kind="rae", network=rae, inputs=inputs, settings=asdict(settings) | asdict(sizes) | {"encoder": encoder},
-        seed=settings.seed, save=lambda path, provenance: save_rae(path, rae, config, provenance),
-    )  # fmt: skip
 
     def tasks() -> Iterator[Task]:
         rae.to(processes().device)
@@ -71,7 +67,10 @@ def train_rae(
         _measure_latents(rae, images, settings.workers)
         yield _decoder_training(rae, images, settings, sizes, resume_key, options)
 
-    return produce(product, tasks, options)
+    return produce(
+        "rae", rae, inputs, asdict(settings) | asdict(sizes) | {"encoder": encoder}, settings.seed, tasks,
+        lambda path, provenance: save_rae(path, rae, config, provenance), options,
+    )  # fmt: skip
 
 
 def _pretraining(

@@ -19,11 +19,11 @@ from mfkit.flow.random import Draws
 from mfkit.flow.times import default_time_shift
 from mfkit.models.architectures import architecture_of
 from mfkit.models.files import GeneratorFile, save_generator
-from mfkit.models.generator import Generator, GeneratorKind, drop_labels
+from mfkit.models.generator import Generator, GeneratorKind
 from mfkit.runtime.blocks import compile_blocks
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.seeding import seeded
-from mfkit.training.product import Product, produce
+from mfkit.training.product import produce
 from mfkit.training.sample_grid import draw_sample_grid
 from mfkit.training.task import LossFunction, RunOptions, Task
 
@@ -105,7 +105,7 @@ def generator_loss(
         draws = Draws(settings.seed, stage, loaded.positions, labels.device)
         dropped = draws.uniform("class-dropout") < settings.class_dropout
         progress = (torch.tensor(loaded.positions) / samples).to(labels.device, non_blocking=True)
-        y = drop_labels(labels, num_classes, dropped)
+        y = labels.masked_fill(dropped, num_classes)  # which stands for "no label"
         batch = Batch(data, y, loaded.positions, progress, draws, time_shift)
         return objective(Models(net, network, velocity, state), batch)
 
@@ -133,10 +133,6 @@ def train_generator(
     config = {
         "time_shift": shift, "class_names": start.class_names, "preset": preset, "class_dropout": settings.class_dropout
     }  # fmt: skip
-    product = Product(
-        kind=network.kind, network=network, inputs=inputs, settings=asdict(settings) | chosen, seed=settings.seed,
-        save=lambda path, provenance: save_generator(path, network, start.architecture, config, provenance),
-    )  # fmt: skip
 
     def tasks() -> Iterator[Task]:
         velocity = None
@@ -152,4 +148,7 @@ def train_generator(
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
         )  # fmt: skip
 
-    return produce(product, tasks, options)
+    return produce(
+        network.kind, network, inputs, asdict(settings) | chosen, settings.seed, tasks,
+        lambda path, provenance: save_generator(path, network, start.architecture, config, provenance), options,
+    )  # fmt: skip

@@ -1,7 +1,6 @@
 """The training log: one line of JSON per so many steps, in a file beside the output."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,6 @@ class LogLine:
     samples_per_second: float
 
 
-def log_path(output: Path) -> Path:
-    return output.with_suffix(".log.jsonl")
-
-
 def append(path: Path, line: LogLine) -> None:
     with write_errors(path), path.open("a") as file:
         file.write(json.dumps(asdict(line)) + "\n")
@@ -50,16 +45,17 @@ def _step(line: str) -> float:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log."""
-    return list(_lines(path))
+    """The lines of a log.
 
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    :raises InputError: it is none.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist")
+    lines = []
     for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-            yield {name: float(line[name]) for name in LogLine.__dataclass_fields__}
+            lines.append({name: float(line[name]) for name in LogLine.__dataclass_fields__})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not a line of a training log") from error
+    return lines

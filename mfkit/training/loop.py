@@ -26,7 +26,7 @@ from mfkit.runtime.precision import matmul_precision
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
 from mfkit.training.signals import StopRequest, graceful_stop
-from mfkit.training.step_status import StatusSync
+from mfkit.training.step_status import StepStatus
 from mfkit.training.task import RunOptions, Task, run_path
 from mfkit.training.train_state import TrainState
 
@@ -53,7 +53,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     accelerator = train_state.accelerator
     if train_state.sharded and settings.sample_every:
         raise UsageError("--sample-every samples in one process, which has a part of the weights only under FSDP")
-    log = training_log.log_path(output)
+    log = output.with_suffix(".log.jsonl")
     resume_key = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | task.resume_key
     first_step = 0
     if options.restart:
@@ -77,7 +77,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
             accelerator.init_trackers(output.stem, config=plain)
     accelerator.wait_for_everyone()
 
-    meter, status_sync = _Meter(accelerator, settings, log, first_step), StatusSync(request, settings.save_minutes)
+    meter, status = _Meter(accelerator, settings, log, first_step), StepStatus(request, settings.save_minutes)
     recent: deque[_Inputs] = deque(maxlen=2)
     done = first_step
     batches = train_batches(
@@ -91,9 +91,9 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         norm, rate = train_state.step(step, recent[-1].batches, task.loss, meter.add)
         meter.end_step(norm)
         regular = done == settings.steps or done % settings.save_every == 0
-        status = status_sync.after_step(done, meter.sums)
+        status.after_step(done, meter.sums)
         if regular or status.save or status.signal or done % settings.log_every == 0:
-            status = status_sync.wait()
+            status.wait()
         if status.diverged:
             raise _diverged(next(inputs for inputs in recent if inputs.step == status.diverged), output)
         to_save = regular or status.save or status.signal is not None
@@ -102,15 +102,16 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         if to_save:
             task.dataset.skips.sync()
             checkpoint.save(output, done, resume_key, train_state, task.state, keep=settings.keep)
-            status_sync.saved()
+            status.saved()
         if status.signal:
             break
         drawn = task.draw_grid and settings.sample_every and done % settings.sample_every == 0
         if task.draw_grid and drawn and accelerator.is_main_process:
             with train_state.with_ema():
                 task.draw_grid(done)
-    status_sync.after_step(done, meter.sums)  # a signal may have come while the last checkpoint was written
-    if number := status_sync.wait().signal:
+    status.after_step(done, meter.sums)  # a signal may have come while the last checkpoint was written
+    status.wait()
+    if number := status.signal:
         accelerator.wait_for_everyone()  # a launcher ends all others as soon as one has ended
         raise StoppedError(
             f"{number.name}: saved after step {done} of {settings.steps}; run the same command to resume", number
