@@ -62,7 +62,6 @@ Latents = Annotated[str | None, typer.Option(help="Latents.  [default: the recor
 Classes = Annotated[
     int | None, typer.Option(help="Number of classes, for foreign shards that do not say it.", min=1, metavar="N")
 ]
-TimeShift = Annotated[float | None, typer.Option(help="Time shift.  [default: sqrt(C H W / 4096)]", min=1, metavar="S")]
 OnErrorOption = Annotated[
     OnError, typer.Option("--on-error", help="What an unreadable sample does; at most 1% are skipped.")
 ]

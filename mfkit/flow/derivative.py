@@ -20,14 +20,8 @@ DerivativeMethod = Literal["auto", "central", "jvp"]
 """``auto`` is the central difference in float32, and else the product, since a difference would be noise."""
 
 
-def derivative(method: DerivativeMethod, step: float) -> Derivative:
-    """A method by its name; ``step`` is the half-width of the central difference, in units of t."""
-    methods = {"central": central_difference(step), "jvp": jvp}
-    return methods[method]  # auto is decided by the precision, before
-
-
 def central_difference(step: float) -> Derivative:
-    """(u(z + h v, r, t + h) - u(z - k v, r, t - k)) / (h + k), h = k = step away from the ends of time.
+    """(u(z + h v, r, t + h) - u(z - k v, r, t - k)) / (h + k), h = k = step away from the ends of time, in units of t.
 
     Near t = 1, h shrinks, and near t = r, k: no evaluation leaves r <= t <= 1, where u is trained.
     It is never taken in bfloat16, where the difference is below the rounding: autocast is off for it.

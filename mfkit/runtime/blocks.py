@@ -4,7 +4,8 @@ Both leave the names of the parameters as they are, and both work block by block
 for all blocks of its shape.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +22,10 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
     """Each block, in place, keeps its inputs alone and runs again in the backward pass: less memory, more work."""
     for block in blocks:
-        block.__dict__["forward"] = _Checkpointed(block.forward)
+        block.__dict__["forward"] = partial(_checkpointed, block.forward)
 
 
-class _Checkpointed:
-    def __init__(self, forward: Any) -> None:
-        self._forward = forward
-
-    def __call__(self, *inputs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self._forward(*inputs)
-        return checkpoint(self._forward, *inputs, use_reentrant=False)
+def _checkpointed(forward: Callable[..., Any], *inputs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    return checkpoint(forward, *inputs, use_reentrant=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from mfkit.flow.derivative import DerivativeMethod, derivative
+from mfkit.flow.derivative import DerivativeMethod, central_difference, jvp
 from mfkit.flow.objectives.base import GRADIENT, Loss, Models, Stage, adaptive_mean_squared
 from mfkit.flow.objectives.interval import IntervalObjective, Points
 from mfkit.flow.times import expand_to
@@ -43,6 +43,6 @@ class MeanFlow(IntervalObjective):
         target = p.v.clone()
         if len(p.longer):
             z, r, t, y, v = (values[p.longer] for values in (p.z, p.r, p.t, p.y, p.v))
-            slope = derivative(self.derivative, self.finite_difference_step)(models.unwrapped, z, r, t, y, v)
-            target[p.longer] -= expand_to(t - r, z) * slope
+            slope = jvp if self.derivative == "jvp" else central_difference(self.finite_difference_step)
+            target[p.longer] -= expand_to(t - r, z) * slope(models.unwrapped, z, r, t, y, v)
         return adaptive_mean_squared(models.network(p.z, p.r, p.t, p.y) - target, self.norm_p, self.norm_eps)
