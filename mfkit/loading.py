@@ -20,7 +20,7 @@ def load(path: str | Path) -> nn.Module:
     """
     path = Path(path)
     if open_artifact(path, kinds=NETWORK_KINDS).kind == "rae":
-        from mfkit.autoencoders.rae import open_rae  # timm and diffusers take seconds to import
+        from mfkit.autoencoders.rae import RAEFile  # timm and diffusers take seconds to import
 
-        return open_rae(path).network
+        return RAEFile.open(path).network
     return open_generator(path).network

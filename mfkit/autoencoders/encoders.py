@@ -34,9 +34,9 @@ def open_encoder(encoder: str, size: int, weights: str | None = None) -> Encoder
     if encoder == TINY:
         return Encoder(TIMM, _TINY_MODEL, TINY_ENCODER, size, TIMM.build(_TINY_MODEL, TINY_ENCODER, size))
     if _is_rae(path):
-        from mfkit.autoencoders.rae import open_rae
+        from mfkit.autoencoders.rae import RAEFile
 
-        return open_rae(path).encoder(size)
+        return RAEFile.open(path).encoder(size)
     if path.suffix == ".safetensors":
         return TIMM.open_hub_file(path, size)
     library, name = _library(encoder)
@@ -49,9 +49,9 @@ def input_size(encoder: str, side: int) -> int:
     if encoder == TINY:
         return side * int(TINY_ENCODER["patch_size"])
     if _is_rae(path):
-        from mfkit.autoencoders.rae import open_rae
+        from mfkit.autoencoders.rae import RAEFile
 
-        return open_rae(path).network_config.encoder_size
+        return RAEFile.open(path).network_config.encoder_size
     if path.suffix == ".safetensors":
         config = read_hub_config(path)
         return side * TIMM.patch_size(config.architecture, config.model_args.given())

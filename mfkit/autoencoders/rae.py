@@ -80,11 +80,7 @@ class RAE(Autoencoder):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to the encoder's patch tokens (B, C, H, W), not standardised."""
-        return self.patch_tokens(self.encoder_input(images))
-
-    def patch_tokens(self, images: Tensor) -> Tensor:
-        """The same of images that are resized and normalised for the encoder."""
-        return self._library.patch_tokens(self.encoder, images)
+        return self._library.patch_tokens(self.encoder, self.encoder_input(images))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -104,6 +100,7 @@ class RAE(Autoencoder):
         return self.reconstruct(features)
 
     def encoder_input(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1], resized and normalised for the encoder."""
         size = self.config.encoder_size
         if images.shape[-1] != size:
             images = F.interpolate(images, size=(size, size), mode="bicubic")
@@ -175,8 +172,7 @@ class RAEFile(AutoencoderFile):
         return self.network
 
     def outline(self, latent_shape: tuple[int, ...]) -> RAE:
-        with torch.device("meta"):
-            return RAE(self.network_config)
+        return rae_outline(self.network_config)
 
     def pipeline_decoder(self, network: Autoencoder) -> RAELatentDecoder:
         assert isinstance(network, RAE)
@@ -200,8 +196,10 @@ class RAEFile(AutoencoderFile):
         )  # fmt: skip
 
 
-def open_rae(path: Path) -> RAEFile:
-    return RAEFile.open(path)
+def rae_outline(config: RAEConfig) -> RAE:
+    """An RAE without weights, on the device ``meta``, to count its operations."""
+    with torch.device("meta"):
+        return RAE(config)
 
 
 def save_rae(path: Path, rae: RAE, config: dict[str, Any], provenance: Provenance) -> None:

@@ -1,5 +1,6 @@
 """diffusers' ``AutoencoderKL`` as an autoencoder, for latents of a VAE such as Stable Diffusion's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -48,11 +49,6 @@ class DiffusersConfig:
         if self.scaling_factor <= 0:
             raise ValueError("a VAE without a scaling factor")
 
-    @property
-    def factor(self) -> int:
-        """How many times smaller a latent is than its image, on a side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
@@ -74,7 +70,7 @@ class VAE(Autoencoder):
         """:param network: an ``AutoencoderKL``."""
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        factor = 2 ** (len(network.config.block_out_channels) - 1)
+        factor = _factor(network.config.block_out_channels)
         if image_size % factor:
             raise InputError(f"the VAE shrinks images {factor} times, which does not divide {image_size} pixels")
         self.config = VAEConfig(
@@ -155,7 +151,12 @@ class VAEFile(AutoencoderFile):
 
     def _image_size(self, latent_shape: tuple[int, ...] | None) -> int:
         assert latent_shape is not None, "a VAE takes many sizes: give that of its latents or of its images"
-        return self._config.factor * latent_shape[-1]
+        return _factor(self._config.block_out_channels) * latent_shape[-1]
+
+
+def _factor(block_out_channels: Sequence[int]) -> int:
+    """How many times smaller a latent is than its image, on a side."""
+    return 2 ** (len(block_out_channels) - 1)
 
 
 def _current_name(name: str) -> str:

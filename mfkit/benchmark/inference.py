@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mfkit.autoencoders.rae import open_rae
+from mfkit.autoencoders.rae import RAEFile
 from mfkit.benchmark.machine import seconds
 from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.result import figures
@@ -40,7 +40,7 @@ def measure_encode(networks: Networks) -> dict[str, Any]:
         pixels = np.random.default_rng(0).integers(0, 256, (networks.rows, size, size, 3), np.uint8)
         np.savez(folder / "images.npz", arr_0=pixels)
         settings = resolve(EncodeSettings, "encode", asked.preset, _flags(networks))
-        rae = open_rae(folder / "rae.safetensors")
+        rae = RAEFile.open(folder / "rae.safetensors")
 
         def job() -> Job:
             return Encoding(str(folder / "images.npz"), rae, size, asked.preset, settings, mirror=False, workers=4)
@@ -64,7 +64,7 @@ def measure_sample(networks: Networks) -> dict[str, Any]:
         networks.save_generator(folder / "student.safetensors", "student")
         networks.save_rae(folder / "rae.safetensors")
         settings = resolve(SampleSettings, "sample", asked.preset, _flags(networks))
-        student, rae = open_generator(folder / "student.safetensors"), open_rae(folder / "rae.safetensors")
+        student, rae = open_generator(folder / "student.safetensors"), RAEFile.open(folder / "rae.safetensors")
         one = networks.flops("student") + networks.decoder_flops()
         return _rounds(networks, lambda: Sampling(student, rae, networks.rows, settings, Guidance()), folder, one)
 

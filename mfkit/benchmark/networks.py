@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from mfkit.artifacts.artifact import Provenance
-from mfkit.autoencoders.rae import RAE, RAEConfig, save_rae
+from mfkit.autoencoders.rae import RAE, RAEConfig, rae_outline, save_rae
 from mfkit.benchmark.settings import BenchSettings
 from mfkit.config.presets import PRESETS
 from mfkit.errors import UsageError
 from mfkit.evaluation.cost import preset_rae
-from mfkit.evaluation.flops import decoder_flops, encoder_flops, generator_flops, rae_outline
+from mfkit.evaluation.flops import decoder_flops, encoder_flops, generator_flops
 from mfkit.flow.times import default_time_shift
 from mfkit.models.architectures import architecture_of
 from mfkit.models.files import save_generator

@@ -73,9 +73,9 @@ def open_features(request: FeatureRequest) -> FeatureExtractor:
 
 def rae_features(path: Path) -> FeatureExtractor:
     """The mean over the patches of the standardised latents of an RAE."""
-    from mfkit.autoencoders.rae import open_rae
+    from mfkit.autoencoders.rae import RAEFile
 
-    file = open_rae(path)
+    file = RAEFile.open(path)
     rae = file.network.to(processes().device)
     size = rae.config.image_size
 

@@ -1,13 +1,12 @@
 """Counting a network's operations, by the operations it runs; no weights are needed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mfkit.autoencoders.autoencoder import Autoencoder
-from mfkit.autoencoders.rae import RAE, RAEConfig
 from mfkit.autoencoders.vae import VAE
 from mfkit.models.generator import Architecture, GeneratorKind
 
@@ -41,12 +40,6 @@ def generator_flops(architecture: Architecture, kind: GeneratorKind, config: Any
     return _count(lambda: network(z, *times, y))
 
 
-def rae_outline(config: RAEConfig) -> RAE:
-    """An RAE without weights."""
-    with torch.device("meta"):
-        return RAE(config)
-
-
 def decoder_flops(outline: Autoencoder) -> Flops:
     """Decoding one image. :param outline: on the device ``meta``."""
     latents = torch.zeros(1, *outline.config.latent_shape, device="meta")
@@ -73,10 +66,6 @@ def vanilla_flops(image_size: int) -> tuple[Flops, Flops]:
         z, t, y = torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, dtype=torch.long)
         vae = VAE(AutoencoderKL(**_SD_VAE), image_size=image_size)
     return _count(lambda: network(z, timestep=t, class_labels=y)), decoder_flops(vae)
-
-
-def total(*parts: Mapping[str, float]) -> Flops:
-    return {rule: sum(part[rule] for part in parts) for rule in RULES}
 
 
 def _count(evaluate: Callable[[], Any]) -> Flops:

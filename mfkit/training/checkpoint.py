@@ -62,12 +62,7 @@ def save(
     :param state: what the loss keeps between steps.
     :param keep: how many checkpoints stay; older ones are removed once this one is whole.
     """
-    tensors: dict[str, Tensor] = {f"model.{name}": value.detach() for name, value in train_state.parameters.items()}
-    tensors |= {f"ema.{name}": value for name, value in zip(train_state.parameters, train_state.ema, strict=True)}
-    tensors |= {f"state.{name}": value for name, value in state.items()}
-    for name, value in train_state.parameters.items():
-        own = train_state.optimizer.state[value]
-        tensors |= {f"optimizer.{key}.{name}": own[key] for key in (*_MOMENTS, "step")}
+    tensors = _tensors(train_state, state)
     if not processes().is_main_process:
         write_tensors(None, tensors, {}, full_tensor)
         return
@@ -83,21 +78,24 @@ def restore(path: Path, settings: dict[str, Any], train_state: TrainState, state
     found = parse(_Description, open_artifact(path, kinds=(_KIND,)).config, path)
     if different := differences(found.settings, json.loads(json.dumps(settings))):
         raise UsageError(f"{path} was started with different settings ({different}); --restart removes it")
-    tensors = read_tensors(path)
-    places = {f"state.{name}": value for name, value in state.items()}
-    for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
-        places |= {f"{part}.{name}": value for part in ("model", *(f"optimizer.{key}" for key in _MOMENTS))}
-        places |= {f"ema.{name}": ema, f"optimizer.step.{name}": torch.zeros(())}
+    for value in train_state.parameters.values():
+        zeros = {key: torch.zeros_like(value) for key in _MOMENTS}
+        train_state.optimizer.state[value] = {**zeros, "step": torch.zeros((), device=value.device)}
+    places, tensors = _tensors(train_state, state), read_tensors(path)
     if (own := shapes_of(places)) != (held := shapes_of(tensors)):
         odd = sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
         raise InputError(f"{path} does not fit this network: {', '.join(odd[:5])}")
     with torch.no_grad():
-        for name, kept in state.items():
-            kept.copy_(tensors[f"state.{name}"])
-        for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
-            value.copy_(shard_like(tensors[f"model.{name}"], value))
-            ema.copy_(shard_like(tensors[f"ema.{name}"], value))
-            train_state.optimizer.state[value] = {
-                key: shard_like(tensors[f"optimizer.{key}.{name}"], value) for key in _MOMENTS
-            } | {"step": tensors[f"optimizer.step.{name}"].to(value.device)}
+        for name, place in places.items():
+            place.copy_(shard_like(tensors[name], place))
     return found.step
+
+
+def _tensors(train_state: TrainState, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that is kept, by its name in the file."""
+    tensors = {f"state.{name}": value for name, value in state.items()}
+    for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
+        own = train_state.optimizer.state[value]
+        tensors |= {f"model.{name}": value.detach(), f"ema.{name}": ema}
+        tensors |= {f"optimizer.{key}.{name}": own[key] for key in (*_MOMENTS, "step")}
+    return tensors
