@@ -59,15 +59,17 @@ def fid(
     Prints the Fréchet distance, the metrics that were asked for, and all conditions, as one JSON object.
     """
     import json
+    from contextlib import nullcontext
 
-    from mfkit.evaluation.evaluate import Evaluation, evaluate
+    from mfkit.artifacts.atomic import exclusive_output
+    from mfkit.evaluation.evaluate import evaluate
     from mfkit.evaluation.features import FeatureRequest
 
-    request = Evaluation(
-        features=FeatureRequest(
-            features=features, resize=resize, inception=inception, features_weights=features_weights
-        ),
-        metrics=[name for name in METRICS if flags.get(name.replace("-", "_"))],
-        count=count, save_stats=save_stats, batch_size=batch_size, workers=workers,
-    )  # fmt: skip
-    return json.dumps(evaluate(samples, reference, request, overwrite=overwrite), indent=2)
+    request = FeatureRequest(features=features, resize=resize, inception=inception, features_weights=features_weights)
+    metrics = [name for name in METRICS if flags.get(name.replace("-", "_"))]
+    with exclusive_output(save_stats, overwrite=overwrite, suffix=".npz") if save_stats else nullcontext():
+        found = evaluate(
+            samples, reference, request, metrics, count=count, save_stats=save_stats, batch_size=batch_size,
+            workers=workers,
+        )  # fmt: skip
+    return json.dumps(found, indent=2)

@@ -2,13 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mfkit.artifacts.atomic import exclusive_output
 from mfkit.errors import InputError, UsageError
 from mfkit.evaluation.features import FeatureRequest, open_features
 from mfkit.evaluation.image_set import ImageSet, known_statistics, see_images
@@ -19,53 +16,40 @@ from mfkit.evaluation.moments import SUFFIXES, write_statistics
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What to compute, and by which features."""
+def evaluate(
+    samples: str, reference: str, features: FeatureRequest, metrics: Sequence[str] = (), *, count: int | None = None,
+    save_stats: Path | None = None, batch_size: int = 250, workers: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """The metrics of samples against a reference, with the conditions of them all.
 
-    features: FeatureRequest = field(default_factory=FeatureRequest)
-    metrics: Sequence[str] = ()
-    """Names of the table, besides the Fréchet distance."""
-    count: int | None = None
-    """Samples to use; None is all."""
-    save_stats: Path | None = None
-    batch_size: int = 250
-    workers: int = 0
-
-
-def evaluate(samples: str, reference: str, request: Evaluation, *, overwrite: bool) -> dict[str, Any]:
-    """The metrics of samples against a reference, with the conditions of them all."""
-    output = request.save_stats
-    with exclusive_output(output, overwrite=overwrite, suffix=".npz") if output else nullcontext():
-        return _evaluate(samples, reference, request)
-
-
-def _evaluate(samples: str, reference: str, request: Evaluation) -> dict[str, Any]:
-    metrics: list[Metric] = [FID, *(METRICS[name] for name in request.metrics)]
-    extractor = open_features(request.features)
-    outputs = {output for metric in metrics for output in metric.outputs}
-    for metric in metrics:
+    :param metrics: names of the table, besides the Fréchet distance. :param count: samples to use; None is all.
+    :param save_stats: a file for the reference's statistics.
+    """
+    chosen: list[Metric] = [FID, *(METRICS[name] for name in metrics)]
+    extractor = open_features(features)
+    outputs = {output for metric in chosen for output in metric.outputs}
+    for metric in chosen:
         if missing := set(metric.outputs) - {*extractor.outputs, "pixels"}:
             raise UsageError(f"--{metric.name} needs {missing.pop()} of images: it needs --features inception")
-    seen = dict(batch_size=request.batch_size, workers=request.workers)
-    asked = [f"--{metric.name}" for metric in metrics if not metric.from_statistics]
+    seen = dict(batch_size=batch_size, workers=workers)
+    asked = [f"--{metric.name}" for metric in chosen if not metric.from_statistics]
     real = known_statistics(reference, extractor, asked)
-    ours = see_images(samples, extractor, outputs, extractor.image_size, count=request.count, **seen)
+    ours = see_images(samples, extractor, outputs, extractor.image_size, count=count, **seen)
     if real is None:
         # An .npz is taken as it is; other images are cut to the samples' size.
         size = extractor.image_size if reference.endswith(".npz") else ours.conditions["size"]
-        needed = {output for metric in metrics if not metric.samples_alone for output in metric.outputs}
+        needed = {output for metric in chosen if not metric.samples_alone for output in metric.outputs}
         real = see_images(reference, extractor, needed, size, **seen)
     _warn(ours, real)
     result: dict[str, Any] = {}
-    for metric in metrics:
+    for metric in chosen:
         result |= metric.compute(ours, real)
     if not isfinite(result["frechet_distance"]):
         raise InputError(f"the distance of {samples} to {reference} is not finite: their features are too large")
     result |= extractor.conditions | {"samples": ours.conditions, "reference": real.conditions}
-    if request.save_stats:
+    if save_stats:
         of = {name: real.moments(name) for name in SUFFIXES if name in real.outputs or name in real.statistics}
-        write_statistics(request.save_stats, of, extractor.conditions | {"of": real.conditions})
+        write_statistics(save_stats, of, extractor.conditions | {"of": real.conditions})
     return result
 
 
