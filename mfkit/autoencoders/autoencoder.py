@@ -20,7 +20,7 @@ class Autoencoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        raise NotImplementedError
+        return next(self.parameters()).device
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to latents (B, C, H, W), standardised or scaled."""

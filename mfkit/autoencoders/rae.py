@@ -70,10 +70,6 @@ class RAE(Autoencoder):
         return self
 
     @property
-    def device(self) -> torch.device:
-        return self.latent_mean.device
-
-    @property
     def latent_scale(self) -> Tensor:
         """(C, H, W), the standard deviation that latents are divided by."""
         return (self.latent_var + VARIANCE_FLOOR).sqrt()

@@ -77,10 +77,6 @@ class VAE(Autoencoder):
             image_size=image_size, channels=network.config.latent_channels, side=image_size // factor
         )
 
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to latents (B, C, H, W)."""

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     accelerator.wait_for_everyone()
 
     meter, status = _Meter(accelerator, settings, log, first_step), StepStatus(request, settings.save_minutes)
-    recent: deque[_Inputs] = deque(maxlen=2)
+    recent: deque[tuple[int, list[Batch]]] = deque(maxlen=2)  # steps, counted from 1, and this process's part of them
     done = first_step
     batches = train_batches(
         task.dataset, sharding, first_step=first_step, last_step=settings.steps, seed=settings.seed,
@@ -87,15 +87,16 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     hidden = not (accelerator.is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING))
     for step in tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, disable=hidden):
         done = step + 1
-        recent.append(_Inputs(done, list(islice(batches, sharding.accumulation))))
-        norm, rate = train_state.step(step, recent[-1].batches, task.loss, meter.add)
+        micro_batches = list(islice(batches, sharding.accumulation))
+        recent.append((done, micro_batches))
+        norm, rate = train_state.step(step, micro_batches, task.loss, meter.add)
         meter.end_step(norm)
         regular = done == settings.steps or done % settings.save_every == 0
         status.after_step(done, meter.sums)
         if regular or status.save or status.signal or done % settings.log_every == 0:
             status.wait()
         if status.diverged:
-            raise _diverged(next(inputs for inputs in recent if inputs.step == status.diverged), output)
+            raise _diverged(status.diverged, dict(recent)[status.diverged], output)
         to_save = regular or status.save or status.signal is not None
         if to_save or done % settings.log_every == 0:
             meter.write(done, rate)
@@ -141,28 +142,19 @@ _MAY_CHANGE = (
 """Settings that a run may be resumed with another value of."""
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The micro-batches of this process in a step, counted from 1."""
-
-    step: int
-    batches: list[Batch]
-
-
-def _diverged(inputs: _Inputs, output: Path) -> DivergedError:
+def _diverged(step: int, batches: list[Batch], output: Path) -> DivergedError:
     """Writes the samples of a step, of this process, with their positions in the run's order, for study."""
     rank = processes().process_index
     path = output.with_suffix(f".diverged{f'-{rank}' if rank else ''}.safetensors")
-    tensors = {
-        name: torch.cat([batch.columns[name] for batch in inputs.batches]) for name in inputs.batches[0].columns
-    } | {"position": torch.tensor([position for batch in inputs.batches for position in batch.positions])}
+    tensors = {name: torch.cat([batch.columns[name] for batch in batches]) for name in batches[0].columns}
+    tensors["position"] = torch.tensor([position for batch in batches for position in batch.positions])
     with atomic_write(path) as partial:
-        write_tensors(partial, tensors, metadata("diverged", {"step": inputs.step}, Provenance()))
+        write_tensors(partial, tensors, metadata("diverged", {"step": step}, Provenance()))
     processes().wait_for_everyone()  # a launcher ends all others as soon as one has ended
     kept = checkpoint.checkpoints(output)
     way_back = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
     return DivergedError(
-        f"a loss or gradient was not finite in step {inputs.step}: stopped. Its inputs are in {path}; {way_back}"
+        f"a loss or gradient was not finite in step {step}: stopped. Its inputs are in {path}; {way_back}"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -89,7 +89,8 @@ class TrainState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for micro_batch in batches:
-            batch = _to_device(micro_batch, self.accelerator.device)
+            columns = send_to_device(micro_batch.columns, self.accelerator.device, non_blocking=True)
+            batch = Batch(micro_batch.positions, columns)
             with self.accelerator.accumulate(self.network):
                 with autocast(self.settings.precision, self.accelerator.device):
                     loss = loss_function(self.network, batch)
@@ -135,9 +136,3 @@ def _copy(values: Iterable[Tensor], parameters: Iterable[nn.Parameter]) -> None:
     with torch.no_grad():
         for value, parameter in zip(values, parameters, strict=True):
             parameter.copy_(value)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        batch.positions, {name: column.to(device, non_blocking=True) for name, column in batch.columns.items()}
-    )
