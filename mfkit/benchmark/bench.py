@@ -2,22 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
-from mfkit.benchmark.inference import measure_encode, measure_loader, measure_sample, measure_trajectories
+from mfkit.benchmark.inference import measure_files, measure_loader
 from mfkit.benchmark.machine import machine, matmul_flops_per_second, peak_memory, reset_peak_memory
 from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.settings import STAGES, TRAININGS, BenchSettings
 from mfkit.benchmark.training import measure_training
 from mfkit.errors import UsageError
-from mfkit.flow.objectives import Stage, objectives_of
-
-_INFERENCE = {
-    "encode": measure_encode,
-    "trajectories": measure_trajectories,
-    "sample": measure_sample,
-    "loader": measure_loader,
-}
+from mfkit.flow.objectives import objectives_of
 
 
 def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
@@ -34,7 +27,10 @@ def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
     device = matmul_flops_per_second(settings.precision)
     for name in STAGES if stage == "all" else [stage]:
         reset_peak_memory()
-        measured = _INFERENCE[name](networks) if name in _INFERENCE else measure_training(cast(Stage, name), networks)
+        if name in TRAININGS:
+            measured = measure_training(name, networks)
+        else:
+            measured = measure_loader(networks) if name == "loader" else measure_files(name, networks)
         figures = {"stage": name, **measured, "peak_bytes": peak_memory()}
         if rate := figures.get("flops_per_second"):
             figures |= {"matmul_flops_per_second": device, "share_of_matmul": rate / device}

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mfkit.autoencoders.rae import RAEFile
 from mfkit.benchmark.machine import seconds
 from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.result import figures
@@ -25,48 +24,55 @@ from mfkit.inference.encode import Encoding
 from mfkit.inference.output import Job, Result, write_folder
 from mfkit.inference.sample import Sampling
 from mfkit.inference.trajectories import Trajectories
-from mfkit.models.files import open_generator
 from mfkit.runtime.distributed import processes
 
 _LOADER_BYTES = 2**28
 """Of latents that the loader reads."""
 
 
-def measure_encode(networks: Networks) -> dict[str, Any]:
+def measure_files(stage: str, networks: Networks) -> dict[str, Any]:
+    """A batch a round, after one that is not timed; networks are loaded before the clock runs."""
+    if processes().num_processes > 1:
+        raise UsageError("stages that write files are measured in one process")
+    taken = []
     with TemporaryDirectory() as name:
-        folder, asked = Path(name), networks.settings
-        networks.save_rae(folder / "rae.safetensors")
-        size = networks.rae.image_size
-        pixels = np.random.default_rng(0).integers(0, 256, (networks.rows, size, size, 3), np.uint8)
-        np.savez(folder / "images.npz", arr_0=pixels)
-        settings = resolve(EncodeSettings, "encode", asked.preset, _flags(networks))
-        rae = RAEFile.open(folder / "rae.safetensors")
-
-        def job() -> Job:
-            return Encoding(str(folder / "images.npz"), rae, size, asked.preset, settings, mirror=False, workers=4)
-
-        return _rounds(networks, job, folder, networks.encoder_flops())
+        folder = Path(name)
+        job, flops = _JOBS[stage](networks, folder)
+        for number in range(1 + networks.settings.rounds):
+            ready = job()
+            taken.append(seconds(lambda: write_folder(ready, folder / str(number), overwrite=False)))  # noqa: B023
+    return figures(networks.rows, taken[1:], flops=networks.rows * flops)
 
 
-def measure_trajectories(networks: Networks) -> dict[str, Any]:
-    with TemporaryDirectory() as name:
-        folder, asked = Path(name), networks.settings
-        networks.save_generator(folder / "teacher.safetensors", "teacher")
-        settings = resolve(TrajectorySettings, "trajectories", asked.preset, _flags(networks))
-        teacher = open_generator(folder / "teacher.safetensors")
-        one = SOLVERS[settings.solver].evaluations(settings.solver_steps) * networks.flops("teacher")
-        return _rounds(networks, lambda: Trajectories(teacher, networks.rows, settings, Guidance()), folder, one)
+def _encode(networks: Networks, folder: Path) -> tuple[Callable[[], Job], float]:
+    preset, size = networks.settings.preset, networks.rae.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (networks.rows, size, size, 3), np.uint8)
+    np.savez(folder / "images.npz", arr_0=pixels)
+    settings = resolve(EncodeSettings, "encode", preset, _flags(networks))
+    rae, images = networks.saved_rae(folder), str(folder / "images.npz")
+    return lambda: Encoding(images, rae, size, preset, settings, mirror=False, workers=4), networks.encoder_flops()
 
 
-def measure_sample(networks: Networks) -> dict[str, Any]:
-    with TemporaryDirectory() as name:
-        folder, asked = Path(name), networks.settings
-        networks.save_generator(folder / "student.safetensors", "student")
-        networks.save_rae(folder / "rae.safetensors")
-        settings = resolve(SampleSettings, "sample", asked.preset, _flags(networks))
-        student, rae = open_generator(folder / "student.safetensors"), RAEFile.open(folder / "rae.safetensors")
-        one = networks.flops("student") + networks.decoder_flops()
-        return _rounds(networks, lambda: Sampling(student, rae, networks.rows, settings, Guidance()), folder, one)
+def _trajectories(networks: Networks, folder: Path) -> tuple[Callable[[], Job], float]:
+    settings = resolve(TrajectorySettings, "trajectories", networks.settings.preset, _flags(networks))
+    teacher = networks.saved_generator(folder, "teacher")
+    one = SOLVERS[settings.solver].evaluations(settings.solver_steps) * networks.flops("teacher")
+    return lambda: Trajectories(teacher, networks.rows, settings, Guidance()), one
+
+
+def _sample(networks: Networks, folder: Path) -> tuple[Callable[[], Job], float]:
+    settings = resolve(SampleSettings, "sample", networks.settings.preset, _flags(networks))
+    student, rae = networks.saved_generator(folder, "student"), networks.saved_rae(folder)
+    one = networks.flops("student") + networks.decoder_flops()
+    return lambda: Sampling(student, rae, networks.rows, settings, Guidance()), one
+
+
+_JOBS = {"encode": _encode, "trajectories": _trajectories, "sample": _sample}
+"""By the stage: a folder for its inputs -> what makes the job of a round, and the operations of one sample."""
+
+
+def _flags(networks: Networks) -> dict[str, Any]:
+    return {"batch_size": networks.rows, "precision": networks.settings.precision}
 
 
 def measure_loader(networks: Networks) -> dict[str, Any]:
@@ -88,21 +94,6 @@ def measure_loader(networks: Networks) -> dict[str, Any]:
         taken = [seconds(read) for _ in range(1 + asked.rounds)]
     samples = steps * networks.rows
     return figures(samples, taken[1:], bytes_read=samples * one, workers=settings.workers)
-
-
-def _flags(networks: Networks) -> dict[str, Any]:
-    return {"batch_size": networks.rows, "precision": networks.settings.precision}
-
-
-def _rounds(networks: Networks, job: Callable[[], Job], folder: Path, flops: float) -> dict[str, Any]:
-    """A batch a round, after one that is not timed; networks are loaded before the clock runs."""
-    if processes().num_processes > 1:
-        raise UsageError("stages that write files are measured in one process")
-    taken = []
-    for number in range(1 + networks.settings.rounds):
-        ready = job()
-        taken.append(seconds(lambda: write_folder(ready, folder / str(number), overwrite=False)))  # noqa: B023
-    return figures(networks.rows, taken[1:], flops=networks.rows * flops)
 
 
 class _RandomLatents(Job):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mfkit.artifacts.artifact import Provenance
-from mfkit.autoencoders.rae import RAE, RAEConfig, rae_outline, save_rae
+from mfkit.autoencoders.rae import RAE, RAEConfig, RAEFile, rae_outline, save_rae
 from mfkit.benchmark.settings import BenchSettings
 from mfkit.config.presets import PRESETS
 from mfkit.errors import UsageError
@@ -16,7 +16,7 @@ from mfkit.evaluation.cost import preset_rae
 from mfkit.evaluation.flops import decoder_flops, encoder_flops, generator_flops
 from mfkit.flow.times import default_time_shift
 from mfkit.models.architectures import architecture_of
-from mfkit.models.files import save_generator
+from mfkit.models.files import GeneratorFile, open_generator, save_generator
 from mfkit.models.generator import Architecture, Generator, GeneratorKind
 from mfkit.runtime.distributed import processes
 
@@ -67,13 +67,18 @@ class Networks:
     def decoder_flops(self) -> float:
         return 1e9 * decoder_flops(rae_outline(self.rae))["flops"]
 
-    def save_generator(self, path: Path, kind: GeneratorKind) -> None:
+    def saved_generator(self, folder: Path, kind: GeneratorKind) -> GeneratorFile:
+        """Written to a folder and opened."""
+        path = folder / f"{kind}.safetensors"
         described = {"time_shift": self.time_shift, "class_names": self.class_names, "preset": self.settings.preset}
         network = self.architecture.build(kind, self.config)
         save_generator(path, network, self.architecture.name, described, Provenance())
+        return open_generator(path)
 
-    def save_rae(self, path: Path) -> None:
-        save_rae(path, RAE(self.rae), {"preset": self.settings.preset}, Provenance())
+    def saved_rae(self, folder: Path) -> RAEFile:
+        """Likewise."""
+        save_rae(folder / "rae.safetensors", RAE(self.rae), {"preset": self.settings.preset}, Provenance())
+        return RAEFile.open(folder / "rae.safetensors")
 
     def random_latents(self, count: int) -> torch.Tensor:
         """(count, C, H, W) float16, as they are stored."""
