@@ -1,9 +1,7 @@
 """This process among others: how many there are, which is this one, on which device, what it holds of a tensor."""
 
 import os
-import sys
 from functools import cache
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -51,18 +49,14 @@ def shutdown() -> None:
 
 def full_tensor(value: Tensor) -> Tensor:
     """A parameter that FSDP has split among the processes, whole; any other tensor as it is. All processes call it."""
-    module = _dtensor_module()
-    return value.full_tensor() if module and isinstance(value, module.DTensor) else value
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def shard_like(whole: Tensor, value: Tensor) -> Tensor:
     """A whole tensor as ``value`` is kept: its device, and this process's part where FSDP has split it."""
-    module, whole = _dtensor_module(), whole.to(value.device)
-    if module and isinstance(value, module.DTensor):
-        return module.distribute_tensor(whole, value.device_mesh, value.placements)
-    return whole
+    whole = whole.to(value.device)
+    if not (hasattr(value, "device_mesh") and hasattr(value, "placements")):
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # takes half a second to import
 
-
-def _dtensor_module() -> Any:
-    """torch's module of split tensors; None where there can be none, since it takes half a second to import."""
-    return sys.modules.get("torch.distributed.tensor")
+    return distribute_tensor(whole, value.device_mesh, value.placements)

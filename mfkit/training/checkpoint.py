@@ -34,21 +34,21 @@ class _Description:
     settings: dict[str, Any]
 
 
-def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of the run that makes ``output``, the newest last."""
-    return _of_run(output, r"\.safetensors")
+def checkpoints(output: Path, *, partial: bool = False) -> list[Path]:
+    """The checkpoints of the run that makes ``output``, the newest last.
+
+    :param partial: instead of them, what was left of one whose writing was cut off.
+    """
+    whole = re.escape(output.stem) + r"\.checkpoint-(\d+)\.safetensors"
+    name = re.compile(rf"\.{whole}\.partial" if partial else whole)
+    found = [(match, path) for path in output.parent.glob("*") if (match := name.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
 
 def remove_checkpoints(output: Path) -> None:
     """Removes the checkpoints of a run, and what was left of one whose writing was cut off."""
-    for path in checkpoints(output) + _of_run(output, r"\.safetensors\.partial", hidden=True):
+    for path in checkpoints(output) + checkpoints(output, partial=True):
         path.unlink(missing_ok=True)
-
-
-def _of_run(output: Path, ending: str, *, hidden: bool = False) -> list[Path]:
-    name = re.compile((r"\." if hidden else "") + re.escape(output.stem) + r"\.checkpoint-(\d+)" + ending)
-    found = [(match, path) for path in output.parent.glob("*") if (match := name.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
 
 def save(
@@ -69,7 +69,7 @@ def save(
     with atomic_write(output.with_suffix(f".checkpoint-{step:07d}.safetensors")) as partial:
         texts = metadata(_KIND, {"step": step, "settings": settings}, Provenance())
         write_tensors(partial, tensors, texts, full_tensor)
-    for old in checkpoints(output)[:-keep] + _of_run(output, r"\.safetensors\.partial", hidden=True):
+    for old in checkpoints(output)[:-keep] + checkpoints(output, partial=True):
         old.unlink(missing_ok=True)
 
 

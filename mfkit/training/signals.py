@@ -35,7 +35,8 @@ def graceful_stop() -> Iterator[StopRequest]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _handle) for number in STOP_SIGNALS}
+    # In place of Python's own action; the thread has the signal's number.
+    before = {number: signal.signal(number, lambda number, frame: None) for number in STOP_SIGNALS}
     thread = threading.Thread(target=_listen, args=(reader, request), daemon=True)
     thread.start()
     try:
@@ -47,10 +48,6 @@ def graceful_stop() -> Iterator[StopRequest]:
         os.close(writer)
         thread.join()
         os.close(reader)
-
-
-def _handle(number: int, frame: object) -> None:
-    """In place of Python's own action; the thread has the signal's number."""
 
 
 def _listen(reader: int, request: StopRequest) -> None:
