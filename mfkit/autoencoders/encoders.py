@@ -20,11 +20,12 @@ TINY = "tiny"
 _TINY_MODEL = "vit_tiny_patch16_224"
 
 
-def open_encoder(encoder: str, size: int, weights: str | None = None) -> Encoder:
-    """An encoder for square images of ``size`` pixels.
+def open_encoder(encoder: str, side: int, *, size: int = 0, weights: str | None = None) -> Encoder:
+    """An encoder that makes ``side`` patches a side of its input.
 
     :param encoder: ``NAME`` of timm or ``LIBRARY:NAME``; a file, an RAE's or timm's with its ``config.json``; or
         ``tiny``, not trained.
+    :param size: side of its input in pixels; 0 is what makes ``side`` patches, and an RAE's own.
     :param weights: a local copy of a library's weights; of timm also as transformers writes those of DINOv2, SigLIP
         and ViT-MAE.
     """
@@ -32,31 +33,21 @@ def open_encoder(encoder: str, size: int, weights: str | None = None) -> Encoder
     if weights and (encoder == TINY or path.suffix == ".safetensors"):
         raise UsageError(f"--encoder-weights is for the models of a library; --encoder {encoder} is none")
     if encoder == TINY:
+        size = size or side * int(TINY_ENCODER["patch_size"])
         return Encoder(TIMM, _TINY_MODEL, TINY_ENCODER, size, TIMM.build(_TINY_MODEL, TINY_ENCODER, size))
-    if _is_rae(path):
-        from mfkit.autoencoders.rae import RAEFile
-
-        return RAEFile.open(path).encoder(size)
-    if path.suffix == ".safetensors":
-        return TIMM.open_hub_file(path, size)
-    library, name = _library(encoder)
-    return library.open(name, size, resolve(weights) if weights else None)
-
-
-def input_size(encoder: str, side: int) -> int:
-    """Side in pixels of the input from which an encoder, named as for :func:`open_encoder`, makes ``side`` patches."""
-    path = Path(encoder)
-    if encoder == TINY:
-        return side * int(TINY_ENCODER["patch_size"])
-    if _is_rae(path):
-        from mfkit.autoencoders.rae import RAEFile
-
-        return RAEFile.open(path).network_config.encoder_size
-    if path.suffix == ".safetensors":
+    if path.suffix != ".safetensors":
+        library, name = _library(encoder)
+        size = size or side * library.patch_size(name, {})
+        return library.open(name, size, resolve(weights) if weights else None)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    if has_hub_config(path):
         config = read_hub_config(path)
-        return side * TIMM.patch_size(config.architecture, config.model_args.given())
-    library, name = _library(encoder)
-    return side * library.patch_size(name, {})
+        return TIMM.open_hub_file(path, size or side * TIMM.patch_size(config.architecture, config.model_args.given()))
+    from mfkit.autoencoders.rae import RAEFile
+
+    file = RAEFile.open(path)
+    return file.encoder(size or file.network_config.encoder_size)
 
 
 def _library(encoder: str) -> tuple[EncoderLibrary, str]:
@@ -66,10 +57,3 @@ def _library(encoder: str) -> tuple[EncoderLibrary, str]:
     if name not in LIBRARIES:
         raise UsageError(f"--encoder {encoder}: there is no library {name}; known: {', '.join(LIBRARIES)}")
     return LIBRARIES[name], model
-
-
-def _is_rae(path: Path) -> bool:
-    """Whether a name is that of a safetensors file without timm's ``config.json``, and so of an RAE."""
-    if path.suffix == ".safetensors" and not path.is_file():
-        raise InputError(f"{path} does not exist")
-    return path.suffix == ".safetensors" and not has_hub_config(path)

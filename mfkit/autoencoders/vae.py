@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mfkit.artifacts.artifact import Artifact
 from mfkit.artifacts.json_files import parse
-from mfkit.artifacts.network_weights import build_for, load_weights
-from mfkit.artifacts.safetensors_files import read_header, read_tensors
+from mfkit.artifacts.network_weights import build_for, load_weights, shapes_of
+from mfkit.artifacts.safetensors_files import read_tensors
 from mfkit.autoencoders.autoencoder import Autoencoder, AutoencoderFile
 from mfkit.errors import InputError, decoding_errors
 from mfkit.formats import diffusers_folder
@@ -132,8 +132,7 @@ class VAEFile(AutoencoderFile):
 
     def load(self, *, latent_shape: tuple[int, ...] | None = None, image_size: int | None = None) -> VAE:
         tensors = {_current_name(name): value for name, value in read_tensors(self._weights).items()}
-        held = {_current_name(name): shape for name, shape in read_header(self._weights).shapes.items()}
-        network = build_for(lambda: AutoencoderKL(**vars(self._config)), held, self._weights)
+        network = build_for(lambda: AutoencoderKL(**vars(self._config)), shapes_of(tensors), self._weights)
         load_weights(network, tensors, self._weights)
         return VAE(network, image_size=image_size or self._image_size(latent_shape))
 

@@ -12,7 +12,7 @@ from mfkit.artifacts.artifact import Artifact, Provenance, file_digest, record_p
 from mfkit.artifacts.atomic import exclusive_output
 from mfkit.artifacts.network_weights import build_for, load_weights, shapes_of
 from mfkit.artifacts.safetensors_files import read_tensors
-from mfkit.autoencoders.encoders import input_size, open_encoder
+from mfkit.autoencoders.encoders import open_encoder
 from mfkit.autoencoders.files import ROLE, open_autoencoder
 from mfkit.autoencoders.rae import RAE, VARIANCE_FLOOR, assemble, save_rae
 from mfkit.autoencoders.timm_encoder import TIMM
@@ -125,7 +125,7 @@ def _from_parts(path: Path, tensors: dict[str, Tensor], request: ImportRequest) 
     if not request.stats or not request.encoder:
         raise UsageError(f"{path} holds an RAE decoder: pass its latents' --stats and its --encoder")
     sizes = decoder_config(tensors, request.decoder_heads, path)
-    encoder = open_encoder(request.encoder, input_size(request.encoder, sizes["side"]), request.encoder_weights)
+    encoder = open_encoder(request.encoder, sizes["side"], weights=request.encoder_weights)
     if encoder.latent_shape() != (sizes["channels"], sizes["side"], sizes["side"]):
         raise InputError(
             f"{path} decodes {sizes['channels']} x {sizes['side']} x {sizes['side']}; {request.encoder} gives "

@@ -10,7 +10,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from mfkit.autoencoders.encoder import Encoder
-from mfkit.autoencoders.encoders import TINY, input_size, open_encoder
+from mfkit.autoencoders.encoders import TINY, open_encoder
 from mfkit.autoencoders.pretraining import MaskedPretraining, mask_patches
 from mfkit.autoencoders.rae import RAE, assemble, save_rae
 from mfkit.config.presets import DECODER_SIZES, PresetName
@@ -49,9 +49,9 @@ def train_rae(
         raise UsageError("--sample-every shows the first images, which a stream cannot give again and again")
     inputs = {"images": images.artifact}
     with seeded(settings.seed):
-        size = sizes.encoder_size or input_size(encoder, sizes.image_size // sizes.patch)
-        sizes = replace(sizes, encoder_size=size)
-        opened = open_encoder(encoder, size, encoder_weights)
+        side = sizes.image_size // sizes.patch
+        opened = open_encoder(encoder, side, size=sizes.encoder_size, weights=encoder_weights)
+        sizes = replace(sizes, encoder_size=opened.size)
         rae = _fresh(opened, sizes)
     if opened.source:
         inputs["encoder"] = opened.source
