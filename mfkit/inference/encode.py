@@ -15,9 +15,10 @@ from mfkit.data.loader import Batch, inference_batches
 from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import ShardRecord, TarSample
 from mfkit.errors import InputError
-from mfkit.inference.micro_batches import MicroBatches, progress
+from mfkit.inference.micro_batches import MicroBatches
 from mfkit.inference.output import Job, Result
 from mfkit.runtime.distributed import processes
+from mfkit.runtime.progress import progress
 
 
 class Encoding(Job):
@@ -49,7 +50,7 @@ class Encoding(Job):
         batches = inference_batches(self._dataset, self._settings.shard_size, batch_size, is_mine, self._workers)
         parts = (
             (shard, batch, part)
-            for shard, batch in progress(batches)
+            for shard, batch in progress(batches, unit="batch")
             for part in self._micro_batches.split(batch.positions)
         )
         return self._micro_batches.map(self._encode, parts)

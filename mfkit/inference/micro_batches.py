@@ -1,22 +1,17 @@
 """Micro-batches of frozen networks, so that a result depends on its sample alone, on no batch size or process."""
 
-import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mfkit.config.settings import PrecisionName
 from mfkit.data.loader import shard_ranges
 from mfkit.data.prefetch import ordered_map
-from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import autocast, matmul_precision
-
-logger = logging.getLogger(__name__)
+from mfkit.runtime.progress import progress
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -76,8 +71,9 @@ class MicroBatches:
 
         :param samples: how many there are, in shards of ``shard_size``. :param batch_size: on devices but a CPU.
         """
-        batches = [part for part in shard_ranges(samples, shard_size, self.round_up(batch_size)) if is_mine(part[0])]
-        parts = ((shard, indices[part]) for shard, indices in progress(batches) for part in self.split(indices))
+        ranges = shard_ranges(samples, shard_size, self.round_up(batch_size))
+        batches = progress([part for part in ranges if is_mine(part[0])], unit="batch")
+        parts = ((shard, indices[part]) for shard, indices in batches for part in self.split(indices))
         return self.map(function, parts)
 
     def map(self, function: Callable[[T], U], micro_batches: Iterable[T]) -> Iterator[U]:
@@ -90,9 +86,3 @@ class MicroBatches:
         threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         with matmul_precision(self._precision, self._device):
             yield from ordered_map(evaluated, micro_batches, threads if threads > 1 else 0)
-
-
-def progress(items: Iterable[T]) -> Iterable[T]:
-    """The items with a progress bar, where the main process is at a terminal."""
-    shown = processes().is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING)
-    return tqdm(items, disable=not shown, unit="batch")

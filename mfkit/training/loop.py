@@ -1,7 +1,6 @@
 """The one training loop. A task says which network, which data and which loss; the loop does the rest."""
 
 import logging
-import sys
 import time
 from collections import deque
 from dataclasses import asdict
@@ -12,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from mfkit.artifacts.artifact import Provenance, metadata
 from mfkit.artifacts.atomic import atomic_write
@@ -23,6 +21,7 @@ from mfkit.errors import DivergedError, StoppedError, UsageError
 from mfkit.flow.objectives.base import Loss
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import matmul_precision
+from mfkit.runtime.progress import progress
 from mfkit.training import checkpoint
 from mfkit.training import log as training_log
 from mfkit.training.signals import StopRequest, graceful_stop
@@ -84,8 +83,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         task.dataset, sharding, first_step=first_step, last_step=settings.steps, seed=settings.seed,
         workers=settings.workers,
     )  # fmt: skip
-    hidden = not (accelerator.is_main_process and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING))
-    for step in tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, disable=hidden):
+    for step in progress(range(first_step, settings.steps), initial=first_step, total=settings.steps):
         done = step + 1
         micro_batches = list(islice(batches, sharding.accumulation))
         recent.append((done, micro_batches))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from mfkit.errors import UsageError
 from mfkit.flow.objectives.base import GRADIENT, Loss, Models, Stage
 from mfkit.flow.objectives.interval import IntervalObjective, Points
 from mfkit.flow.times import expand_to
 from mfkit.setting import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ class IntervalSplit(IntervalObjective):
         import torch
 
         p = points
-        share = self._share(p.progress).to(p.t.dtype)
+        share = (self.first_leg * (self.final_first_leg / self.first_leg) ** p.progress).to(p.t.dtype)
         target, scale = p.v.clone(), torch.ones_like(p.t)
         if len(p.longer):
             z, r, t, y, v, leg = (values[p.longer] for values in (p.z, p.r, p.t, p.y, p.v, share))
@@ -59,6 +56,3 @@ class IntervalSplit(IntervalObjective):
         total = squared.sum(1)
         weight = (total.detach() / scale.square() + self.norm_eps) ** -self.norm_p / scale
         return Loss((weight * total).mean(), squared.mean().detach())
-
-    def _share(self, progress: Tensor) -> Tensor:
-        return self.first_leg * (self.final_first_leg / self.first_leg) ** progress
