@@ -9,13 +9,7 @@ from mfkit.artifacts.json_files import parse, read_json
 from mfkit.autoencoders.files import autoencoder_of
 from mfkit.autoencoders.rae import RAEConfig, rae_outline
 from mfkit.config.presets import DECODER_SIZES, PRESETS, PresetName, Published, resolve, resolve_objective
-from mfkit.config.settings import (
-    AutoencoderSettings,
-    DTypeName,
-    EncodeSettings,
-    GeneratorSettings,
-    TrajectorySettings,
-)
+from mfkit.config.settings import AutoencoderSettings, DTypeName, EncodeSettings, GeneratorSettings, TrajectorySettings
 from mfkit.data.codecs import DTYPES
 from mfkit.errors import InputError
 from mfkit.evaluation.flops import RULES, Flops, decoder_flops, encoder_flops, generator_flops, vanilla_flops

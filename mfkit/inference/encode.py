@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from mfkit.autoencoders.autoencoder import AutoencoderFile
 from mfkit.autoencoders.files import ROLE
 from mfkit.config.presets import PresetName
@@ -68,12 +66,13 @@ class Encoding(Job):
         return Result(shard, indices, stored, batch.columns["label"][part])
 
     def pack(self, result: Result) -> list[TarSample]:
-        samples = []
+        samples: list[TarSample] = []
         for row, (index, label) in enumerate(zip(result.indices, result.labels.tolist(), strict=True)):
             if self._class_names and label >= len(self._class_names):
                 raise InputError(f"image {index} has label {label}, outside the {len(self._class_names)} classes")
             for view, latents in result.values.items():
-                samples.append(_sample(f"{index:09d}{view}", latents[row], label))
+                latent = array_bytes(latents[row])
+                samples.append({"__key__": f"{index:09d}{view}", "latent.npy": latent, "cls": str(label).encode()})
         return samples
 
     def skipped(self, shard: int) -> Mapping[int, str]:
@@ -96,7 +95,3 @@ class Encoding(Job):
 
     def finish(self) -> None:
         self._dataset.skips.report()
-
-
-def _sample(key: str, latent: np.ndarray, label: int) -> TarSample:
-    return {"__key__": key, "latent.npy": array_bytes(latent), "cls": str(label).encode()}
