@@ -7,8 +7,6 @@ from torch import nn
 from mfkit.artifacts.artifact import open_artifact
 from mfkit.models.files import KINDS, open_generator
 
-NETWORK_KINDS = (*KINDS, "rae")
-
 
 def load(path: str | Path) -> nn.Module:
     """The network in a file that mfkit wrote, ready to use: evaluation mode, float32, on the CPU.
@@ -19,8 +17,8 @@ def load(path: str | Path) -> nn.Module:
     :raises InputError: the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    if open_artifact(path, kinds=NETWORK_KINDS).kind == "rae":
-        from mfkit.autoencoders.rae import RAEFile  # timm and diffusers take seconds to import
+    if open_artifact(path).kind in KINDS:
+        return open_generator(path).network
+    from mfkit.autoencoders.files import open_autoencoder  # timm and diffusers take seconds to import
 
-        return RAEFile.open(path).network
-    return open_generator(path).network
+    return open_autoencoder(path).load()

@@ -258,6 +258,13 @@ def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCom
     """A command whose help is plain text: a section for each heading, then the objectives, then examples."""
 
     class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            try:
+                return super().parse_args(ctx, args)
+            except typer.BadParameter as error:
+                error.message = error.message.removeprefix("Value error, ")
+                raise
+
         def format_options(self, ctx: Any, formatter: Any) -> None:
             sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
             for parameter in self.get_params(ctx):

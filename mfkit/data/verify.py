@@ -10,6 +10,7 @@ import torch
 
 from mfkit.artifacts.artifact import INDEX_NAME, file_digest, open_artifact
 from mfkit.artifacts.safetensors_files import is_intact, read_header, read_tensors
+from mfkit.autoencoders.files import AUTOENCODERS
 from mfkit.data.codecs import IMAGE_SUFFIXES, array_member, decode_image, label_member, unreadable
 from mfkit.data.images import ImageFolder, read_image
 from mfkit.data.index import STREAM_END, STREAM_HEADER, FolderIndex, index_is_intact, read_index
@@ -20,7 +21,8 @@ from mfkit.data.tar import TAR_ERRORS, content, members, split_name
 from mfkit.data.writer import is_unfinished
 from mfkit.errors import InputError, decoding_errors, reason
 from mfkit.formats import diffusers_folder
-from mfkit.loading import NETWORK_KINDS, load
+from mfkit.loading import load
+from mfkit.models.files import KINDS
 
 _SHOWN = 20
 
@@ -145,7 +147,7 @@ def _tensors(file: Path) -> Checks:
 
 
 def _load(file: Path) -> None:
-    if open_artifact(file).kind in NETWORK_KINDS:
+    if open_artifact(file).kind in (*KINDS, *(one.kind for one in AUTOENCODERS)):
         load(file)
 
 

@@ -30,7 +30,7 @@ def evaluate(
     outputs = {output for metric in chosen for output in metric.outputs}
     for metric in chosen:
         if missing := set(metric.outputs) - {*extractor.outputs, "pixels"}:
-            raise UsageError(f"--{metric.name} needs {missing.pop()} of images: it needs --features inception")
+            raise UsageError(f"--{metric.name} needs Inception's {missing.pop()}: it needs --features inception")
     seen = dict(batch_size=batch_size, workers=workers)
     asked = [f"--{metric.name}" for metric in chosen if not metric.from_statistics]
     real = known_statistics(reference, extractor, asked)
@@ -40,7 +40,7 @@ def evaluate(
         size = extractor.image_size if reference.endswith(".npz") else ours.conditions["size"]
         needed = {output for metric in chosen if not metric.samples_alone for output in metric.outputs}
         real = see_images(reference, extractor, needed, size, **seen)
-    _warn(ours, real)
+    _compare_conditions(ours, real)
     result: dict[str, Any] = {}
     for metric in chosen:
         result |= metric.compute(ours, real)
@@ -53,8 +53,11 @@ def evaluate(
     return result
 
 
-def _warn(ours: ImageSet, real: ImageSet) -> None:
-    """Says what moves the figure without being an error."""
+def _compare_conditions(ours: ImageSet, real: ImageSet) -> None:
+    """Warns of what moves the figure without being an error.
+
+    :raises InputError: the two sides have features of different widths.
+    """
     dimensions = [len(one.moments("features").mean) for one in (ours, real)]
     if dimensions[0] != dimensions[1]:
         raise InputError(f"the reference has {dimensions[1]} feature dimensions, the samples {dimensions[0]}")

@@ -65,6 +65,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     if kept:
         first_step = checkpoint.restore(kept[-1], resume_key, train_state, task.state)
         logger.info("resuming from %s, step %d", kept[-1], first_step)
+    logger.info("the log is %s", log)
     if accelerator.is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)
         training_log.truncate(log, first_step)
@@ -97,7 +98,8 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
             raise _diverged(status.diverged, dict(recent)[status.diverged], output)
         to_save = regular or status.save or status.signal is not None
         if to_save or done % settings.log_every == 0:
-            meter.write(done, rate)
+            line = meter.write(done, rate)
+            logger.debug("step %d of %d: loss %.4g, mse %.4g", done, settings.steps, line.loss, line.mse)
         if to_save:
             task.dataset.skips.sync()
             checkpoint.save(output, done, resume_key, train_state, task.state, keep=settings.keep)
@@ -175,7 +177,7 @@ class _Meter:
     def end_step(self, norm: Tensor) -> None:
         self.sums[2] += norm
 
-    def write(self, step: int, rate: float) -> None:
+    def write(self, step: int, rate: float) -> training_log.LogLine:
         loss, error, norms = self._accelerator.reduce(self.sums, "mean").tolist()
         steps, seconds = step - self._step, time.perf_counter() - self._clock
         line = training_log.LogLine(
@@ -188,3 +190,4 @@ class _Meter:
             self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
         self.sums.zero_()
         self._micro_batches, self._step, self._clock = 0, step, time.perf_counter()
+        return line
