@@ -12,11 +12,9 @@ def inspect(artifact: Artifact, *, tensors: bool) -> dict[str, Any]:
     """Kind, shapes, config and provenance; each tensor's dtype and shape with ``tensors``."""
     result: dict[str, Any] = {"path": str(artifact.path), "kind": artifact.kind, "digest": artifact.digest}
     if artifact.header is not None:
-        entries = artifact.header.tensors
-        result["tensors"] = (
-            {name: [entry.dtype, entry.shape] for name, entry in sorted(entries.items())} if tensors else len(entries)
-        )
-        result["numbers"] = sum(prod(entry.shape) for entry in entries.values())
+        dtypes, shapes = artifact.header.dtypes, artifact.header.shapes
+        result["tensors"] = {name: [dtypes[name], shapes[name]] for name in sorted(shapes)} if tensors else len(shapes)
+        result["numbers"] = sum(prod(shape) for shape in shapes.values())
     elif artifact.path.is_dir() and (artifact.path / INDEX_NAME).exists():
         index = read_json(artifact.path / INDEX_NAME)
         result["samples"] = artifact.config.get("images", index.get("samples"))

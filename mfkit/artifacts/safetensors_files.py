@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfkit.artifacts.json_files import parse, parse_json
-from mfkit.errors import InputError
+from safetensors import SafetensorError, safe_open
+
+from mfkit.errors import InputError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +33,6 @@ _DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-_MAX_HEADER = 100_000_000
-"""Bytes; the library's own limit."""
 
 
 def write_tensors(
@@ -83,48 +82,28 @@ def write_tensors(
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """What a header says of a tensor."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        numbers = [*self.shape, *self.data_offsets]
-        if not all(0 <= number < 1 << 62 for number in numbers):
-            raise ValueError(f"a tensor of shape {self.shape}")
-
-
-@dataclass(frozen=True)
 class Header:
     """The header of a safetensors file."""
 
-    tensors: dict[str, TensorEntry]
+    dtypes: dict[str, str]
+    """By the tensors' names, as the format has them: ``F32``."""
+    shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(entry.shape) for name, entry in self.tensors.items()}
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file.
+    """The header of a safetensors file, which the library has found to be that of a whole file.
 
     :raises InputError: it is none, or truncated.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, _MAX_HEADER):
-            raise InputError(f"{path} is not a safetensors file, or it is truncated")
-        document = parse(dict, parse_json(file.read(length), f"the header of {path}"), path)
-    metadata = parse(dict[str, str], document.pop(_METADATA, {}), path)
-    tensors = parse(dict[str, TensorEntry], document, f"{path} is not a safetensors file, or")
-    end = max((entry.data_offsets[1] for entry in tensors.values()), default=0)
-    if size != 8 + length + end:
-        raise InputError(f"{path} is truncated: {size} bytes where its header says {8 + length + end}")
-    return Header(tensors, metadata)
+    try:
+        with safe_open(path, framework="np") as file:
+            entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            dtypes = {name: entry.get_dtype() for name, entry in entries.items()}
+            shapes = {name: tuple(entry.get_shape()) for name, entry in entries.items()}
+            return Header(dtypes, shapes, file.metadata() or {})
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file, or it is truncated: {reason(error)}") from error
 
 
 def is_intact(path: Path) -> bool | None:
@@ -144,7 +123,6 @@ def is_intact(path: Path) -> bool | None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
