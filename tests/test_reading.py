@@ -233,7 +233,7 @@ def test_items_are_made_ahead_in_order_and_end_with_their_reader() -> None:
                 seen.set()
             yield i
 
-    ready = prefetch(items(), depth=2)
+    ready = prefetch(items())
     assert next(ready) == 0
     assert seen.wait(5)  # 3 was begun while only 0 had been asked for
     assert [next(ready) for _ in range(5)] == [1, 2, 3, 4, 5]

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import count, islice
+from functools import lru_cache, partial
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mfkit.data.codecs import Sample
 from mfkit.data.dataset import MapDataset, collate, read_batch
@@ -74,32 +75,25 @@ def train_batches(
     steps = range(first_step, last_step)
     if isinstance(dataset, StreamDataset):
         return prefetch(_streamed(dataset, sharding, steps, seed))
-    order = _EpochOrder(len(dataset), seed)
-    batches = (order.of(positions) for step in steps for positions in sharding.positions(step))
+    batches = (positions for step in steps for positions in sharding.positions(step))
 
-    def read(pairs: list[tuple[int, int]]) -> Batch:
-        return Batch([position for position, _ in pairs], read_batch(dataset, [index for _, index in pairs]))
+    def read(item: tuple[list[int], list[int]]) -> Batch:
+        positions, indices = item
+        return Batch(positions, read_batch(dataset, indices))
 
-    return ordered_map(read, batches, workers)
+    ordered = ((positions, [_index(position, len(dataset), seed) for position in positions]) for positions in batches)
+    return ordered_map(read, ordered, workers)
 
 
-class _EpochOrder:
-    """Which sample stands at a position: a new permutation of all of them each epoch."""
+def _index(position: int, samples: int, seed: int) -> int:
+    """Which sample stands at a position of the run: each epoch is a new permutation of all of them."""
+    epoch, place = divmod(position, samples)
+    return int(_permutation(samples, seed, epoch)[place])
 
-    def __init__(self, samples: int, seed: int) -> None:
-        self._samples, self._seed = samples, seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def of(self, positions: list[int]) -> list[tuple[int, int]]:
-        """(position, index) pairs."""
-        return [(position, self._index(position)) for position in positions]
-
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, self._samples)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._samples)
-        return int(self._order[place])
+@lru_cache(maxsize=1)
+def _permutation(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
 def _streamed(stream: StreamDataset, sharding: BatchSharding, steps: range, seed: int) -> Iterator[Batch]:
@@ -175,10 +169,8 @@ def inference_batches(
     :param workers: threads that read and decode.
     """
     if isinstance(dataset, StreamDataset):
-        decode = dataset.decode
         numbered = _stream_batches(dataset, shard_size, batch_size, is_mine)
-        readers = ((shard, [(i, partial(decode, raw)) for i, raw in samples]) for shard, samples in numbered)
-        made = ordered_map(lambda part: (part[0], _present(part[1], dataset)), readers, workers)
+        made = ordered_map(lambda part: (part[0], _present(part[1], dataset)), numbered, workers)
     else:
         parts = (part for part in shard_ranges(len(dataset), shard_size, batch_size) if is_mine(part[0]))
 
@@ -191,9 +183,7 @@ def inference_batches(
             return shard, batch
 
         made = ordered_map(read, parts, workers)
-    for shard, batch in made:
-        if batch is not None:
-            yield shard, batch
+    yield from ((shard, batch) for shard, batch in made if batch is not None)
 
 
 def all_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Iterator[Batch]:
@@ -210,17 +200,12 @@ def _present(readers: Iterable[tuple[int, Callable[[], Sample]]], dataset: Datas
 
 def _stream_batches(
     stream: StreamDataset, shard_size: int, batch_size: int, is_mine: Callable[[int], bool]
-) -> Iterator[tuple[int, list[tuple[int, Sample]]]]:
+) -> Iterator[tuple[int, list[tuple[int, Callable[[], Sample]]]]]:
+    """(shard, its samples by their indices, each to be decoded by whoever calls it)."""
     samples = enumerate(stream.raw_samples())
-    for shard in count():
-        of_shard = islice(samples, shard_size)
-        empty = True
-        while batch := list(islice(of_shard, batch_size)):
-            empty = False
-            if is_mine(shard):
-                yield shard, batch
-        if empty:
-            return
+    for shard, of_shard in groupby(samples, key=lambda item: item[0] // shard_size):
+        while is_mine(shard) and (batch := list(islice(of_shard, batch_size))):
+            yield shard, [(index, partial(stream.decode, raw)) for index, raw in batch]
 
 
 def shard_ranges(samples: int, shard_size: int, batch_size: int) -> Iterator[tuple[int, range]]:
