@@ -66,7 +66,8 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
     if is_dataclass(kind):
         return _parse_dataclass(kind, value, name)
     if origin is dict and isinstance(value, dict):
-        return {key: _parse(arguments[1], item, f"{name}.{key}"[:100]) for key, item in value.items()}
+        of_keys, of_values = arguments  # JSON has texts as keys alone
+        return {of_keys(key): _parse(of_values, item, f"{name}.{key}"[:100]) for key, item in value.items()}
     if origin is list and isinstance(value, list):
         return [_parse(arguments[0], item, name) for item in value]
     if origin is tuple and isinstance(value, list) and len(value) == len(arguments):

@@ -27,18 +27,25 @@ STREAM_HEADER, STREAM_END = "__mfkit__/index.json", "__mfkit__/end.json"
 """First and last member of a stream; WebDataset readers skip names in double underscores."""
 
 
-@dataclass(frozen=True)
-class ArrayLayout:
-    """An array of a sample."""
+@dataclass(frozen=True, kw_only=True)
+class StoredArray:
+    """An array of a sample, and where it stands there."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: list[int]
+    offset: int
+    """Bytes from the sample's beginning to the array's first number."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES or self.offset < 0 or not all(0 < side < 1 << 31 for side in self.shape):
+            raise ValueError(f"an array of {self.dtype} {self.shape} at {self.offset}")
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def empty(self, count: int, *, pin_memory: bool) -> torch.Tensor:
+        """(count, *shape), for as many samples."""
         return torch.empty(count, *self.shape, dtype=DTYPES[self.dtype], pin_memory=pin_memory)
 
 
@@ -54,8 +61,8 @@ class SampleIndex:
     end: NDArray[np.int64]
     label: NDArray[np.int64]
     """(N,), class indices; -1 where the sample must be decoded to tell."""
-    layouts: dict[str, ArrayLayout] = field(default_factory=dict)
-    """The arrays that samples have, by name."""
+    layouts: dict[str, StoredArray] = field(default_factory=dict)
+    """The arrays that samples have, by name, as the first sample has them."""
     offsets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """(N,) each, the byte of its file at which an array's numbers begin; -1 where the sample must be decoded."""
 
@@ -85,20 +92,6 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredArray:
-    """An array that all samples of a folder have, at the same place."""
-
-    dtype: str
-    shape: list[int]
-    offset: int
-    """Bytes from the sample's beginning to the array's first number."""
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES or self.offset < 0 or not all(0 < side < 1 << 31 for side in self.shape):
-            raise ValueError(f"an array of {self.dtype} {self.shape} at {self.offset}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class FolderIndex:
     """What the ``index.json`` of a folder says besides its description."""
 
@@ -118,7 +111,7 @@ class FolderIndex:
             begin=begin,
             end=np.concatenate([one[1:] for one in offsets]),
             label=np.concatenate([np.array(shard.labels, np.int64) for shard in self.shards]),
-            layouts={name: ArrayLayout(array.dtype, tuple(array.shape)) for name, array in self.arrays.items()},
+            layouts=self.arrays,
             offsets={name: begin + array.offset for name, array in self.arrays.items()},
         )
 
@@ -170,8 +163,8 @@ class ScannedSample:
     begin: int
     end: int = 0
     label: int = -1
-    arrays: dict[str, tuple[ArrayLayout, int]] = field(default_factory=dict)
-    """Layout, and the byte at which the numbers begin, of the arrays that can be read in place."""
+    arrays: dict[str, StoredArray] = field(default_factory=dict)
+    """Those that can be read in place."""
 
 
 def scan_tar(path: Path) -> ScannedTar:
@@ -211,7 +204,7 @@ def _scan(file: IO[bytes], scanned: ScannedTar, *, part: bool = False) -> None:
         if suffix == "cls":
             sample.label = _label(content(member, tar) if member.size <= BLOCK else b"")
         elif suffix.endswith(".npy"):
-            array = _array(file, member.offset_data, member.size)
+            array = _array(file, sample.begin, member.offset_data, member.size)
             if array is not None:
                 sample.arrays[suffix.removesuffix(".npy")] = array
 
@@ -219,11 +212,12 @@ def _scan(file: IO[bytes], scanned: ScannedTar, *, part: bool = False) -> None:
 def index_tars(files: Sequence[Path], scanned: Sequence[ScannedTar]) -> SampleIndex:
     """One index of several tars. Arrays laid out as those of the first sample are read in place, others are decoded."""
     pairs = [(number, sample) for number, tar in enumerate(scanned) for sample in tar.samples]
-    layouts = {name: layout for name, (layout, _) in pairs[0][1].arrays.items()} if pairs else {}
+    layouts = pairs[0][1].arrays if pairs else {}
 
     def offset(sample: ScannedSample, name: str) -> int:
-        layout, begin = sample.arrays.get(name, (None, -1))
-        return begin if layout == layouts[name] else -1
+        array, first = sample.arrays.get(name), layouts[name]
+        alike = array and (array.dtype, array.shape) == (first.dtype, first.shape)
+        return sample.begin + array.offset if array and alike else -1
 
     return SampleIndex(
         files=list(files),
@@ -245,18 +239,16 @@ def _label(text: bytes) -> int:
     return label if 0 <= label < MAX_CLASSES else -1
 
 
-def _array(file: IO[bytes], begin: int, size: int) -> tuple[ArrayLayout, int] | None:
-    """The layout of an .npy member and the byte of its first number; None where it must be decoded to be read."""
+def _array(file: IO[bytes], sample: int, begin: int, size: int) -> StoredArray | None:
+    """An .npy member at ``begin`` of a sample at ``sample``; None where it must be decoded to be read."""
     file.seek(begin)
     header = io.BytesIO(file.read(min(size, 4 * BLOCK)))
     try:
         shape, fortran, dtype = array_header(header)
+        array = StoredArray(dtype=dtype.name, shape=list(shape), offset=begin - sample + header.tell())
     except DECODING_ERRORS:
         return None
-    if fortran or dtype.name not in DTYPES or not dtype.isnative or 0 in shape:
-        return None
-    layout = ArrayLayout(dtype.name, shape)
-    return (layout, begin + header.tell()) if header.tell() + layout.nbytes == size else None
+    return array if dtype.isnative and not fortran and header.tell() + array.nbytes == size else None
 
 
 def padded(size: int) -> int:

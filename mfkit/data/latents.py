@@ -1,18 +1,19 @@
 """Latents and trajectories to train on: opened, and checked to be what a generator was made for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mfkit.artifacts.artifact import Artifact
 from mfkit.artifacts.json_files import parse
 from mfkit.config.presets import PresetName
 from mfkit.config.settings import OnError
 from mfkit.data.codecs import array_member, label_member, unreadable
-from mfkit.data.dataset import Decode, IndexedTars
-from mfkit.data.index import ArrayLayout
+from mfkit.data.dataset import Decode, IndexedTars, read_batch
 from mfkit.data.loader import Dataset
 from mfkit.data.shards import open_shards
 from mfkit.data.stream import StreamDataset
@@ -98,30 +99,27 @@ def check_recorded(artifact: Artifact, data: LatentDataset, given: str | None) -
         artifact.check_input("latents", data.artifact, "--latents")
 
 
-def _latent_shape(layouts: dict[str, ArrayLayout]) -> tuple[int, ...]:
-    return layouts["latent"].shape if "latent" in layouts else layouts["states"].shape[1:]
+def _shape(sample: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """(C, H, W) of a sample's latents."""
+    return tuple(sample["latent"].shape if "latent" in sample else sample["states"].shape[1:])
 
 
 def _first_shape(dataset: IndexedTars | StreamDataset) -> tuple[int, ...]:
-    """(C, H, W) of the first sample of foreign shards."""
+    """(C, H, W) of the first sample of foreign shards that can be read."""
     if isinstance(dataset, StreamDataset):
-        sample = dataset.peek()
-        return tuple(sample["latent"].shape if "latent" in sample else sample["states"].shape[1:])
-    if {"latent", "states"} & dataset.index.layouts.keys():
-        return _latent_shape(dataset.index.layouts)
-    sample = dataset[0]
-    return tuple(sample["latent"].shape if "latent" in sample else sample["states"].shape[1:])
+        return _shape(dataset.peek())
+    return _shape({name: column[0] for name, column in read_batch(dataset, [0]).items()})
 
 
 def _check_index(dataset: IndexedTars, shape: tuple[int, ...], num_classes: int) -> None:
     """Refuses an index of arrays that do not fit; a sample with a wrong label is refused when it is read."""
     index, layouts = dataset.index, dataset.index.layouts
     index.label[index.label >= num_classes] = -1  # so that it is decoded
-    states = layouts["states"].shape if "states" in layouts else (0, *shape)
-    for name, expected in (("latent", shape), ("states", (*states[:1], *shape)), ("times", states[:1])):
+    states = layouts["states"].shape if "states" in layouts else [0, *shape]
+    for name, expected in (("latent", [*shape]), ("states", [*states[:1], *shape]), ("times", states[:1])):
         if name in layouts and (found := layouts[name].shape) != expected:
-            raise InputError(f"{dataset.artifact.path} holds {name} of shape {found}, not {expected}")
-    if states[:1] == (1,):
+            raise InputError(f"{dataset.artifact.path} holds {name} of shape {tuple(found)}, not {tuple(expected)}")
+    if states[:1] == [1]:
         raise InputError(f"{dataset.artifact.path} holds trajectories of a single state")
     for name, offsets in index.offsets.items():
         inside = offsets + layouts[name].nbytes <= index.end
@@ -133,8 +131,7 @@ def _checked(sample: dict[str, Any], decode: Decode, shape: tuple[int, ...], num
     decoded = decode(sample)
     if decoded["label"] >= num_classes:
         raise unreadable(sample, f"label {decoded['label']} is outside the {num_classes} classes")
-    found = tuple(decoded["latent"].shape if "latent" in decoded else decoded["states"].shape[1:])
-    if found != shape:
+    if (found := _shape(decoded)) != shape:
         raise unreadable(sample, f"a latent of shape {found}, not {shape}")
     return decoded
 

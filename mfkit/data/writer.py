@@ -3,21 +3,21 @@
 A folder is shared among processes, resumed where it stopped, and complete once its index is there.
 """
 
-import hashlib
 import json
 import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
 import webdataset as wds
 
-from mfkit.artifacts.artifact import FOLDER_KINDS, Artifact, Provenance, describe, open_artifact
+from mfkit.artifacts.artifact import FOLDER_KINDS, Artifact, Provenance, describe, file_digest, open_artifact
 from mfkit.artifacts.atomic import atomic_write, output_is_complete, write_text, writer_lock
+from mfkit.artifacts.json_files import parse, read_json
 from mfkit.data.index import STREAM_END, STREAM_HEADER, FolderIndex, Shard, StoredArray, scan_sample, write_index
 from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.runtime.distributed import processes
@@ -48,28 +48,16 @@ class ShardRecord:
 
 def write_shard(path: Path, samples: Iterable[TarSample]) -> ShardRecord:
     """Writes samples as one tar, the same bytes for the same samples."""
-    labels: list[int] = []
-
-    def labelled() -> Iterator[TarSample]:
-        for sample in samples:
-            labels.append(int(sample.get("cls", b"0")))
-            yield sample
-
     with atomic_write(path) as partial:
         with partial.open("wb") as file:
-            offsets = _write_tar(file, labelled())
+            offsets, labels = _write_tar(file, samples)
         with partial.open("rb") as written:
-            first = written.read(offsets[1]) if len(offsets) > 1 else b""
-            written.seek(0)
-            digest = "sha256:" + hashlib.file_digest(written, "sha256").hexdigest()
+            first = written.read(offsets[1]) if labels else b""
+        digest = file_digest(partial)
     alike = len({end - begin for begin, end in zip(offsets, offsets[1:], strict=False)}) == 1
-    arrays = scan_sample(first).arrays if alike else {}
     return ShardRecord(
         shard=Shard(name=path.name, digest=digest, samples=len(labels), offsets=offsets, labels=labels),
-        arrays={
-            name: StoredArray(dtype=layout.dtype, shape=list(layout.shape), offset=begin)
-            for name, (layout, begin) in arrays.items()
-        },
+        arrays=scan_sample(first).arrays if alike else {},
     )
 
 
@@ -80,12 +68,12 @@ def write_stream(
     header = json.dumps(describe(kind, config, provenance)).encode()
 
     def members() -> Iterator[TarSample]:
-        yield _member(STREAM_HEADER, header)
+        yield {"__key__": STREAM_HEADER.removesuffix(".json"), "json": header}
         count = 0
         for sample in samples:
             count += 1
             yield sample
-        yield _member(STREAM_END, json.dumps({"samples": count}).encode())
+        yield {"__key__": STREAM_END.removesuffix(".json"), "json": json.dumps({"samples": count}).encode()}
 
     _write_tar(file, members())
     file.flush()
@@ -100,19 +88,15 @@ def write_standard_output(
     write_stream(sys.stdout.buffer, kind, config, provenance, samples)
 
 
-def _member(name: str, data: bytes) -> TarSample:
-    key, _, suffix = name.partition(".")
-    return {"__key__": key, suffix: data}
-
-
-def _write_tar(file: IO[bytes], samples: Iterable[TarSample]) -> list[int]:
-    """Writes the samples: the byte at which each begins, and the end of the last."""
-    offsets = [0]
+def _write_tar(file: IO[bytes], samples: Iterable[TarSample]) -> tuple[list[int], list[int]]:
+    """Writes the samples: the byte at which each begins, and the end of the last; and their labels."""
+    offsets, labels = [0], []
     with wds.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
         for sample in samples:
             writer.write(sample)
             offsets.append(writer.tarstream.offset)
-    return offsets
+            labels.append(int(sample.get("cls", b"0")))
+    return offsets, labels
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -189,22 +173,22 @@ class FolderWriter:
         :param skipped: why samples are missing from it, by their index, once it is written.
         """
         record = write_shard(self.folder / f"{shard:05d}.tar", samples)
-        self._commit(shard, asdict(record) | {"skipped": dict(skipped())})
+        self._commit(shard, replace(record, skipped=dict(skipped())))
 
     def commit_files(self, shard: int, files: Mapping[str, str]) -> None:
         """Commits a part of the folder that is image files, not a tar.
 
         :param files: their digests by their paths in the folder.
         """
-        self._commit(shard, asdict(ShardRecord(files=dict(files))))
+        self._commit(shard, ShardRecord(files=dict(files)))
 
-    def _commit(self, shard: int, record: Mapping[str, Any]) -> None:
-        write_text(self._record(shard), json.dumps(record))
+    def _commit(self, shard: int, record: ShardRecord) -> None:
+        write_text(self._record(shard), json.dumps(asdict(record)))
 
     def records(self) -> list[ShardRecord]:
         """What any process committed, in this run or an earlier one. Waits for all processes."""
         self._world.wait_for_everyone()
-        return [_parse_record(json.loads(path.read_text())) for path in sorted(self._progress.glob("*.json"))]
+        return [parse(ShardRecord, read_json(path), path) for path in sorted(self._progress.glob("*.json"))]
 
     def finish(
         self, kind: str, config: Mapping[str, Any], provenance: Provenance, records: Sequence[ShardRecord]
@@ -231,15 +215,6 @@ class FolderWriter:
 
     def _record(self, shard: int) -> Path:
         return self._progress / f"{shard:08d}.json"
-
-
-def _parse_record(document: dict[str, Any]) -> ShardRecord:
-    return ShardRecord(
-        shard=Shard(**document["shard"]) if document["shard"] else None,
-        arrays={name: StoredArray(**array) for name, array in document["arrays"].items()},
-        skipped={int(index): why for index, why in document["skipped"].items()},
-        files=document["files"],
-    )
 
 
 def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
