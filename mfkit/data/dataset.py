@@ -101,7 +101,11 @@ class IndexedTars:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, begin, end = (int(values[index]) for values in (self.index.file, self.index.begin, self.index.end))
-        return self.decode(parse_sample(self._bytes(file, begin, end), self.index.files[file]))
+        if end - begin > MAX_BYTES:
+            raise InputError(f"{self.index.files[file]}: a sample of {end - begin} bytes")
+        with self._open(file) as descriptor:
+            data = os.pread(descriptor, end - begin, begin)
+        return self.decode(parse_sample(data, self.index.files[file]))
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The columns of these samples, each (B, ...), arrays in the number format they are stored in."""
@@ -141,12 +145,6 @@ class IndexedTars:
         except (StopIteration, *TAR_ERRORS):
             return f"{path}: sample {index}"
 
-    def _bytes(self, file: int, begin: int, end: int) -> bytes:
-        if end - begin > MAX_BYTES:
-            raise InputError(f"{self.index.files[file]}: a sample of {end - begin} bytes")
-        with self._open(file) as descriptor:
-            return os.pread(descriptor, end - begin, begin)
-
     @contextmanager
     def _open(self, file: int) -> Iterator[int]:
         try:
@@ -162,14 +160,9 @@ class IndexedTars:
         except OSError as error:
             raise InputError(f"{self.index.files[file]} cannot be read: {error.strerror}") from error
 
-    def close(self) -> None:
-        """Closes the files that are open; the next read opens its own again."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
     def __del__(self) -> None:
-        if "_descriptors" in self.__dict__:  # not where making this one failed
-            self.close()
+        for descriptor in self.__dict__.get("_descriptors", {}).values():  # none where making this one failed
+            os.close(descriptor)
 
 
 def parse_sample(data: bytes, path: Path) -> dict[str, Any]:

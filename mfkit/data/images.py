@@ -96,7 +96,7 @@ class ImageFolder:
         config: dict[str, Any] = {"class_names": classes or ["0"]}
         if (folder / INDEX_NAME).exists():
             described = open_artifact(folder, kinds=("images",))
-            classes, config = folder_names(class_names_in(described)), described.config
+            classes, config = folder_names(class_names(described)), described.config
         places = [(folder / name, label) for label, name in enumerate(classes)] or [(folder, 0)]
         self._files = [
             (file, label)
@@ -207,17 +207,12 @@ def _spread(length: int, count: int) -> range:
     return range(0, length, -(-length // count))
 
 
-def class_names(dataset: ImageDataset) -> list[str]:
-    """Names of the classes, in the order of their indices; empty where the dataset does not know them."""
-    return class_names_in(dataset.artifact)
-
-
 def _decode(sample: dict[str, Any], size: int | None) -> ImageSample:
     return {"image": image_member(sample, size), "label": label_member(sample)}
 
 
-def class_names_in(artifact: Artifact) -> list[str]:
-    """The class names that a description holds; empty where it holds none.
+def class_names(artifact: Artifact) -> list[str]:
+    """Names of the classes of images, in the order of their indices; empty where their description holds none.
 
     :raises InputError: they are no list of texts.
     """

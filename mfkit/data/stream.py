@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,38 +35,31 @@ class StreamDataset:
         self.repeatable = not location.startswith(("-", "pipe:"))
         self._urls = urls
         self._seen = 0
-        self._samples = self._read()
-        self._first = next(self._samples, None)
-        if self._first is None:
+        self._description: Any = None
+        """The header of the first tar, where mfkit wrote it as a stream."""
+        self._begun = self._read()
+        """The first pass."""
+        self._ahead = list(islice(self._begun, 1))
+        """Samples of the first pass that have been read by looking ahead; empty in later ones."""
+        if not self._ahead:
             raise InputError(f"{location} holds no samples")
-        header = self._first.get("header")
-        self.artifact = listed_artifact(location, urls, kind, header)
-        if header:
-            self._first = next(self._samples, {})
-        self._peeked: list[dict[str, Any]] = []
-        """Samples behind the first that were read by looking ahead."""
+        self.artifact = listed_artifact(location, urls, kind, self._description)
 
     def peek(self) -> dict[str, Any]:
         """The first sample, decoded, before it is read; where unreadable ones are skipped, the first that is not."""
         while True:
-            sample = self._first if not self._peeked else self._peeked[-1]
             try:
-                return self.decode(sample or {})
+                return self.decode(self._ahead[-1])
             except InputError:
-                following = (one for one in self._samples if "header" not in one)
-                if not self.skips.skips or len(self._peeked) == _MAX_PEEKED or (one := next(following, None)) is None:
+                if not self.skips.skips or len(self._ahead) > _MAX_PEEKED or (one := next(self._begun, None)) is None:
                     raise
-                self._peeked.append(one)
+                self._ahead.append(one)
 
     def raw_samples(self) -> Iterator[dict[str, Any]]:
         """One pass over the samples, not decoded; a pipe gives a single one."""
-        samples = self._samples if self._first is not None else self._read()
-        first, self._first = self._first, None
-        peeked, self._peeked = self._peeked, []
-        if first:
-            yield first
-        yield from peeked
-        yield from (sample for sample in samples if "header" not in sample)
+        ahead, self._ahead = self._ahead, []
+        yield from ahead
+        yield from self._begun if ahead else self._read()
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """:meth:`raw_samples`, decoded, without those that are skipped."""
@@ -83,9 +77,9 @@ class StreamDataset:
             count, error = 0, None
             try:
                 with open_url(url) as file:
-                    for sample in _read_tar(file, url):
+                    for sample in self._read_tar(file, url):
                         yield sample
-                        count += "header" not in sample
+                        count += 1
             except TAR_ERRORS as damage:
                 failed = url.startswith("pipe:") and isinstance(damage, OSError)
                 what = "its command failed" if failed else reason(damage)
@@ -98,31 +92,29 @@ class StreamDataset:
             total += count
         self.skips.check(total)
 
+    def _read_tar(self, file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
+        own: dict[str, dict[str, Any]] = {}
+        """What a tar says of itself that mfkit wrote as a stream."""
 
-def _read_tar(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
-    """The samples of a tar; before them, where mfkit wrote it as a stream, its description."""
-    own: dict[str, dict[str, Any]] = {}
+        def entries() -> Iterator[dict[str, Any]]:
+            key, size = "", 0
+            for member, tar in members(file, "r|*"):
+                before, key = key, split_name(member.name)[0]
+                size = member.size + (size if key == before else 0)
+                if size > MAX_BYTES:
+                    raise ValueError(f"sample {key!r} is of more than {MAX_BYTES} bytes")
+                if member.name in (STREAM_HEADER, STREAM_END):
+                    own[member.name] = parse(dict, parse_json(content(member, tar), url), url)
+                elif not member.name.startswith("__"):
+                    yield {"fname": member.name, "data": content(member, tar), "__url__": url}
 
-    def entries() -> Iterator[dict[str, Any]]:
-        key, size = "", 0
-        for member, tar in members(file, "r|*"):
-            before, key = key, split_name(member.name)[0]
-            size = member.size + (size if key == before else 0)
-            if size > MAX_BYTES:
-                raise ValueError(f"sample {key!r} is of more than {MAX_BYTES} bytes")
-            if member.name in (STREAM_HEADER, STREAM_END):
-                own[member.name] = parse(dict, parse_json(content(member, tar), url), url)
-            elif not member.name.startswith("__"):
-                yield {"fname": member.name, "data": content(member, tar), "__url__": url}
-
-    count = 0
-    for sample in group_by_keys(entries(), keys=split_name):
-        if STREAM_HEADER in own and count == 0:
-            yield {"header": own[STREAM_HEADER]}
-        count += 1
-        yield sample
-    if STREAM_HEADER in own and own.get(STREAM_END, {}).get("samples") != count:
-        raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
+        count = 0
+        for sample in group_by_keys(entries(), keys=split_name):
+            self._description = self._description or own.get(STREAM_HEADER)
+            count += 1
+            yield sample
+        if STREAM_HEADER in own and own.get(STREAM_END, {}).get("samples") != count:
+            raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
 
 
 def listed_artifact(location: str, urls: list[str], kind: str, description: Any) -> Artifact:

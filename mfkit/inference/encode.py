@@ -36,7 +36,7 @@ class Encoding(Job):
         self._micro_batches = MicroBatches(
             config.latent_shape[1] * config.latent_shape[2], settings.precision, self._network.device
         )
-        self._class_names = class_names(self._dataset)
+        self._class_names = class_names(self._dataset.artifact)
         self._shape = list(config.latent_shape)
         self.inputs = {"images": self._dataset.artifact, ROLE: autoencoder.artifact}
         self.resume_key = settings.resume_key() | {"mirror": mirror, "shape": self._shape}

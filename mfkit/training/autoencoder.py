@@ -55,7 +55,7 @@ def train_rae(
         rae = _fresh(opened, sizes)
     if opened.source:
         inputs["encoder"] = opened.source
-    config = {"preset": preset, "class_names": class_names(images)}
+    config = {"preset": preset, "class_names": class_names(images.artifact)}
 
     def tasks() -> Iterator[Task]:
         rae.to(processes().device)
@@ -77,7 +77,7 @@ def _pretraining(
     rae: RAE, images: ImageDataset, settings: TrainingSettings, sizes: AutoencoderSettings, resume_key: dict
 ) -> Task:
     """Masked prediction of the pixels, and of the class where the images have one."""
-    side, classes = rae.config.side, class_names(images)
+    side, classes = rae.config.side, class_names(images.artifact)
     if not classes:
         logger.warning("%s does not name its classes: the encoder is pre-trained without labels", images.artifact.path)
     with seeded(settings.seed + 1):
