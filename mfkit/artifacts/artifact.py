@@ -12,13 +12,13 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mfkit.artifacts.json_files import parse, parse_json, read_json
+from mfkit.artifacts.json_files import parse, parse_json, parse_known, read_json
 from mfkit.artifacts.safetensors_files import Header, read_header
 from mfkit.errors import InputError
 
@@ -187,6 +187,8 @@ def open_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     if not path.is_dir() and not path.is_file():
         raise InputError(f"{path} is neither a file nor a folder")
     artifact = _from_folder(path) if path.is_dir() else _from_header(path)
+    if (artifact.kind in FOLDER_KINDS) is not path.is_dir():
+        raise InputError(f"{path} is damaged: a {'folder' if path.is_dir() else 'file'} of kind {artifact.kind}")
     if kinds and artifact.kind not in kinds:
         raise InputError(f"{path} is a {artifact.kind} file; expected: {' or '.join(kinds)}")
     return artifact
@@ -196,7 +198,7 @@ def _from_folder(path: Path) -> Artifact:
     index = path / INDEX_NAME
     if not index.exists():
         raise InputError(f"{path} has no {INDEX_NAME}: mfkit did not write this folder, or not to its end")
-    return parse_description(path, read_json(index), index, folder=True)
+    return parse_description(path, read_json(index), index)
 
 
 def _from_header(path: Path) -> Artifact:
@@ -207,7 +209,7 @@ def _from_header(path: Path) -> Artifact:
     document = {"kind": texts["kind"]} | {
         name: parse_json(texts.get(name, "null"), f"{path}: its {name}") for name in ("format", "config", "provenance")
     }
-    return parse_description(path, document, path, folder=False, header=header)
+    return replace(parse_description(path, document, path), header=header)
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,9 @@ class _Description:
     provenance: Provenance
 
 
-def parse_description(
-    path: Path, document: Any, source: object, *, folder: bool | None = None, content_digest: str | None = None,
-    header: Header | None = None,
-) -> Artifact:  # fmt: skip
+def parse_description(path: Path, document: Any, source: object, *, content_digest: str | None = None) -> Artifact:
     """The artifact that a description stands for.
 
-    :param folder: whether it was found in a folder: shards and images are folders, networks and checkpoints files.
     :raises InputError: it is of another format, or lacks what descriptions hold.
     """
     document = parse(dict, document, source)
@@ -232,11 +230,8 @@ def parse_description(
             f"{source} was written by another version of mfkit (format {document.get('format', 1)}; this one has "
             f"{FORMAT}): make it again"
         )
-    names = _Description.__dataclass_fields__
-    found = parse(_Description, {name: document[name] for name in names if name in document}, source)
-    if folder is not None and (found.kind in FOLDER_KINDS) is not folder:
-        raise InputError(f"{path} is damaged: a {'folder' if folder else 'file'} of kind {found.kind}")
-    return Artifact(path, found.kind, found.config, found.provenance, content_digest, header=header)
+    found = parse_known(_Description, document, source)
+    return Artifact(path, found.kind, found.config, found.provenance, content_digest)
 
 
 def describe(kind: str, config: Mapping[str, Any], provenance: Provenance) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,12 @@ def parse(kind: type[T], value: Any, source: object) -> T:
         return cast(T, _parse(kind, value, "it"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{source} is damaged: {reason(error)}") from error
+
+
+def parse_known(kind: type[T], document: Mapping[str, Any], source: object) -> T:
+    """:func:`parse` of those entries of an object that are fields of the dataclass; the others are passed over."""
+    hints, _ = _fields(cast(Any, kind))
+    return parse(kind, {name: document[name] for name in hints if name in document}, source)
 
 
 def _parse(kind: Any, value: Any, name: str) -> Any:

@@ -36,9 +36,10 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 def array_member(sample: Sample, suffix: str) -> Tensor:
     """The .npy member of a sample: float16 as it is stored, other numbers as float32."""
-    data = member(sample, suffix)
+    if suffix not in sample:
+        raise unreadable(sample, f"no member {suffix}")
     try:
-        return torch.from_numpy(_numbers(data))
+        return torch.from_numpy(_numbers(sample[suffix]))
     except DECODING_ERRORS as error:
         raise unreadable(sample, f"{suffix} is no array: {reason(error)}") from error
 
@@ -135,12 +136,6 @@ def png_bytes(image: Tensor) -> bytes:
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [0, 1] to bytes, rounded to the nearest."""
     return images.clamp(0, 1).mul(255).round().to(torch.uint8)
-
-
-def member(sample: Sample, suffix: str) -> bytes:
-    if suffix not in sample:
-        raise unreadable(sample, f"no member {suffix}")
-    return sample[suffix]
 
 
 def unreadable(sample: Sample, what: str) -> InputError:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mfkit.artifacts.artifact import INDEX_NAME, Provenance, describe, index_digest
 from mfkit.artifacts.atomic import write_text
-from mfkit.artifacts.json_files import parse, parse_json, read_json
+from mfkit.artifacts.json_files import parse, parse_json, parse_known, read_json
 from mfkit.data.codecs import DTYPES, MAX_CLASSES, array_header
 from mfkit.data.tar import BLOCK, TAR_ERRORS, content, members, split_name
 from mfkit.errors import DECODING_ERRORS, InputError, reason
@@ -128,9 +128,7 @@ def read_index(folder: Path) -> FolderIndex:
     :raises InputError: it is damaged, or names anything but files of this folder.
     """
     path = folder / INDEX_NAME
-    document = parse(dict, read_json(path), path)
-    names = FolderIndex.__dataclass_fields__
-    index = parse(FolderIndex, {name: value for name, value in document.items() if name in names}, path)
+    index = parse_known(FolderIndex, parse(dict, read_json(path), path), path)
     if index.shards and not any(shard.samples for shard in index.shards):
         raise InputError(f"{path} names no samples")
     return index

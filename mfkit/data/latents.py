@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from mfkit.artifacts.artifact import Artifact
-from mfkit.artifacts.json_files import parse
+from mfkit.artifacts.json_files import parse_known
 from mfkit.config.presets import PresetName
 from mfkit.config.settings import OnError
 from mfkit.data.codecs import array_member, label_member, unreadable
@@ -56,9 +56,7 @@ def open_latents(
     """
     decode, arrays = _KINDS[kind]
     dataset = open_shards(location, kind, decode, on_error, arrays=arrays)
-    config = dataset.artifact.config
-    names = _Description.__dataclass_fields__
-    found = parse(_Description, {name: config[name] for name in names if name in config}, location)
+    found = parse_known(_Description, dataset.artifact.config, location)
     class_names = found.class_names or [str(label) for label in range(classes or 0)]
     if not class_names:
         raise UsageError(f"{location} does not say how many classes it has; pass --classes")

@@ -16,7 +16,7 @@ import torch
 from numpy.lib.format import read_array, write_array, write_array_header_1_0
 from torch import Tensor
 
-from mfkit.artifacts.artifact import Artifact, file_digest
+from mfkit.artifacts.artifact import Artifact
 from mfkit.artifacts.atomic import atomic_write, write_errors
 from mfkit.artifacts.json_files import parse, parse_json
 from mfkit.data.codecs import MAX_CLASSES, array_header
@@ -153,27 +153,23 @@ class NpzImages:
 
     def __init__(self, path: Path, size: int | None) -> None:
         """:param size: the side that the images must have; None takes any."""
-        self._path, self.skips = path, SkipPolicy()
+        self.skips = SkipPolicy()
         found = read_npz(path, "arr_0", "arr_1")
         if "arr_0" not in found.arrays:
             raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC)")
-        self._images, self._config = found.arrays["arr_0"], found.conditions
+        self._images = found.arrays["arr_0"]
+        self.artifact = Artifact(path, "images", found.conditions)
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             held = f"{self._images.dtype} {self._images.shape}"
             raise InputError(f"{path}: arr_0 is {held}; expected: uint8 (N, H, W, 3)")
         self._labels = found.arrays.get("arr_1", np.zeros(len(self._images), int))
         if self._labels.shape != self._images.shape[:1] or self._labels.dtype.kind not in "iu":
             raise InputError(f"{path}: arr_1 is {self._labels.dtype} {self._labels.shape}; expected: a label per image")
-        names = parse(list[str], self._config.get("class_names", []), path)
-        classes = len(names) or MAX_CLASSES
+        classes = len(parse(list[str], found.conditions.get("class_names", []), path)) or MAX_CLASSES
         if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < classes:
             raise InputError(f"{path}: arr_1 holds labels outside its {classes} classes")
         if size and self._images.shape[1:3] != (size, size):
             raise InputError(f"{path} holds images of {self._images.shape[1:3]} pixels, not {(size, size)}")
-
-    @property
-    def artifact(self) -> Artifact:
-        return Artifact(self._path, "images", self._config, content_digest=file_digest(self._path))
 
     def __len__(self) -> int:
         return len(self._images)

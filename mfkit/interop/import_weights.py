@@ -1,14 +1,13 @@
 """import: weights that others released, as files that describe themselves."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mfkit.artifacts.artifact import Artifact, Provenance, file_digest, record_provenance
+from mfkit.artifacts.artifact import Artifact, record_provenance
 from mfkit.artifacts.atomic import exclusive_output
 from mfkit.artifacts.network_weights import build_for, load_weights, shapes_of
 from mfkit.artifacts.safetensors_files import read_tensors
@@ -32,6 +31,7 @@ from mfkit.formats.released import (
 from mfkit.formats.transformers_vit import feed_forward_width
 from mfkit.models.dit import DIT_DH
 from mfkit.models.files import save_generator
+from mfkit.models.generator import Generator
 
 _AUTOENCODER_RAE = "AutoencoderRAE"
 _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,9 +75,9 @@ class ImportRequest:
 class _Imported:
     """A network, and what its file is to say."""
 
+    network: RAE | Generator
     inputs: dict[str, Artifact]
-    config: dict[str, Any]
-    save: Callable[[Path, dict[str, Any], Provenance], None]
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def import_weights(source: str, output: Path, request: ImportRequest, *, overwrite: bool) -> str:
@@ -91,7 +91,11 @@ def import_weights(source: str, output: Path, request: ImportRequest, *, overwri
     with exclusive_output(output, overwrite=overwrite, suffix=".safetensors", inputs=[path]):
         imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
         config = imported.config | ({"preset": request.preset} if request.preset else {})
-        imported.save(output, config, record_provenance(output.parent, imported.inputs, seed=None))
+        provenance = record_provenance(output.parent, imported.inputs, seed=None)
+        if isinstance(imported.network, RAE):
+            save_rae(output, imported.network, config, provenance)
+        else:
+            save_generator(output, imported.network, DIT_DH.name, config, provenance)
     return str(output)
 
 
@@ -106,7 +110,7 @@ def _from_file(path: Path, request: ImportRequest) -> _Imported:
     config = generator_config(tensors, path)
     network = build_for(lambda: DIT_DH.build(kind, config), shapes_of(tensors), path)
     load_weights(network, tensors, path)
-    inputs = {"weights": _foreign(path, "weights")}
+    inputs = {"weights": Artifact(path, "weights")}
     if request.rae:
         autoencoder = open_autoencoder(request.rae)
         autoencoder.check_decodes(config.latent_shape, path)
@@ -116,7 +120,7 @@ def _from_file(path: Path, request: ImportRequest) -> _Imported:
         "class_names": [str(label) for label in range(config.num_classes)],
         "class_dropout": _PUBLISHED_CLASS_DROPOUT,
     }
-    return _Imported(inputs, description, lambda *rest: save_generator(rest[0], network, DIT_DH.name, *rest[1:]))
+    return _Imported(network, inputs, description)
 
 
 def _from_parts(path: Path, tensors: dict[str, Tensor], request: ImportRequest) -> _Imported:
@@ -140,9 +144,9 @@ def _from_parts(path: Path, tensors: dict[str, Tensor], request: ImportRequest) 
         rae = assemble(encoder, sizes | {"decoder_positions": True}, named, path)
     stats = resolve(request.stats)
     _set_statistics(rae, state_dict(read_weights_file(stats), None, stats), stats)
-    inputs = {"decoder": _foreign(path, "weights"), "stats": _foreign(stats, "statistics")}
+    inputs = {"decoder": Artifact(path, "weights"), "stats": Artifact(stats, "statistics")}
     inputs |= {"encoder": encoder.source} if encoder.source else {}
-    return _Imported(inputs, {}, lambda *rest: save_rae(rest[0], rae, *rest[1:]))
+    return _Imported(rae, inputs)
 
 
 def _set_statistics(rae: RAE, tensors: dict[str, Tensor], path: Path) -> None:
@@ -166,7 +170,10 @@ def _from_diffusers(folder: Path, request: ImportRequest) -> _Imported:
     scaling = config.get("scaling_factor", 1.0)
     if wrong or not isinstance(scaling, int | float) or not scaling > 0:
         raise InputError(f"{folder}/config.json does not say {some_names(wrong or ['scaling_factor'])}")
-    parts = {part: _part(tensors, part) for part in ("encoder.", "decoder.")}
+    parts = {
+        part: {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+        for part in ("encoder.", "decoder.")
+    }
     plain = {name: value for name, value in tensors.items() if not name.startswith(("encoder.", "decoder."))}
     if plain.keys() != set(_FOLDER_BUFFERS):
         odd = plain.keys() ^ set(_FOLDER_BUFFERS)
@@ -193,7 +200,7 @@ def _from_diffusers(folder: Path, request: ImportRequest) -> _Imported:
     # diffusers divides by std + floor, we by sqrt(var + floor): a variance that makes them the same.
     _spread("_latents_std", scale.square() - VARIANCE_FLOOR, rae.latent_var, file)
     _spread("_latents_mean", plain["_latents_mean"], rae.latent_mean, file)
-    return _Imported({"weights": _foreign(file, "weights")}, {}, lambda *rest: save_rae(rest[0], rae, *rest[1:]))
+    return _Imported(rae, {"weights": Artifact(file, "weights")})
 
 
 def _spread(name: str, value: Tensor, buffer: Tensor, path: Path) -> None:
@@ -204,11 +211,3 @@ def _spread(name: str, value: Tensor, buffer: Tensor, path: Path) -> None:
         held = f"of shape {tuple(value.shape)}" if not fits else "not finite"
         raise InputError(f"{path}: {name} is {held}; the latents are {tuple(buffer.shape)}")
     buffer.copy_((value.reshape(()) if value.numel() == 1 else value.reshape(shape)).expand_as(buffer))
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _foreign(path: Path, kind: str) -> Artifact:
-    return Artifact(path, kind, content_digest=file_digest(path))
