@@ -1,6 +1,7 @@
 """The weights of a file into a network: compared in outline before it is built, loaded strictly; and written."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,10 +57,6 @@ def save_network(
 
     :param network_config: what it takes to build the network; ``config``: the other entries of the description.
     """
-    tensors = network.state_dict()
-    if not processes().is_main_process:
-        write_tensors(None, tensors, {}, full_tensor)
-        return
-    with atomic_write(path) as partial:
-        texts = metadata(kind, {"network": dict(network_config), **config}, provenance)
-        write_tensors(partial, tensors, texts, full_tensor)
+    texts = metadata(kind, {"network": dict(network_config), **config}, provenance)
+    with atomic_write(path) if processes().is_main_process else nullcontext() as partial:
+        write_tensors(partial, network.state_dict(), texts, full_tensor)

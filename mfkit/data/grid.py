@@ -17,15 +17,11 @@ def write_grid(path: Path, images: Tensor, columns: int, *, gap_every: int = 0) 
     """
     scale = max(1, 64 // images.shape[-1])
     tiles = F.pad(to_uint8(images).repeat_interleave(scale, -1).repeat_interleave(scale, -2), (1, 1, 1, 1), value=96)
-    rows = []
-    for begin in range(0, len(tiles), columns):
-        row = list(tiles[begin : begin + columns])
-        row += [torch.full_like(tiles[0], 96)] * (columns - len(row))
-        if gap_every:
-            gap = torch.full((3, tiles.shape[-2], 16), 255, dtype=torch.uint8, device=tiles.device)
-            for place in range(columns - columns % gap_every or columns, 0, -gap_every):
-                if place < columns:
-                    row.insert(place, gap)
-        rows.append(torch.cat(row, dim=-1))
+    empty = torch.full_like(tiles[:1], 96).expand(-len(tiles) % columns, -1, -1, -1)
+    rows = torch.cat([tiles, empty]).unflatten(0, (-1, columns))
+    grid = rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    if gap_every:
+        *parts, last = grid.split(gap_every * tiles.shape[-1], dim=-1)
+        grid = torch.cat([*(F.pad(part, (0, 16), value=255) for part in parts), last], dim=-1)
     with atomic_write(path) as partial:
-        partial.write_bytes(png_bytes(torch.cat(rows, dim=-2)))
+        partial.write_bytes(png_bytes(grid))

@@ -115,9 +115,9 @@ class ImageFolder:
         digest = LISTING_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
         return Artifact(self._folder, "images", self._config, content_digest=digest)
 
-    def sizes(self, looked_at: int = 100) -> Iterator[tuple[int, int]]:
+    def sizes(self) -> Iterator[tuple[int, int]]:
         """(width, height) of some images spread over the folder, of those that can be read."""
-        for index in _spread(len(self._files), looked_at):
+        for index in _spread(len(self._files), 100):
             try:
                 with Image.open(self._files[index][0], formats=IMAGE_FORMATS) as image:
                     yield image.size

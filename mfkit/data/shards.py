@@ -6,10 +6,10 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from mfkit.artifacts.artifact import INDEX_NAME, open_artifact
+from mfkit.artifacts.artifact import INDEX_NAME, Artifact, open_artifact
 from mfkit.config.settings import OnError
 from mfkit.data.dataset import Decode, IndexedTars
-from mfkit.data.index import index_tars, read_index, scan_tar
+from mfkit.data.index import SampleIndex, index_tars, read_index, scan_tar
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.stream import StreamDataset, listed_artifact
 from mfkit.data.writer import STREAM, is_unfinished
@@ -30,16 +30,16 @@ def open_shards(
     if location == STREAM and processes().num_processes > 1:
         raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():
-        return _open_folder(path, kind, decode, skips, arrays)
+        return IndexedTars(*_open_folder(path, kind, skips), decode, skips, arrays)
     if path.is_file() and path.suffix == ".safetensors":
         raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
     urls = shard_urls(location)
     if all(_is_plain_tar(url) for url in urls):
-        return _scan(location, [Path(url) for url in urls], kind, decode, skips, arrays)
+        return IndexedTars(*_scan(location, [Path(url) for url in urls], kind, skips), decode, skips, arrays)
     return StreamDataset(location, urls, decode, kind, skips)
 
 
-def _open_folder(path: Path, kind: str, decode: Decode, skips: SkipPolicy, arrays: Sequence[str]) -> IndexedTars:
+def _open_folder(path: Path, kind: str, skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
     artifact = open_artifact(path, kinds=(kind,))
     index = read_index(path)
     if not index.shards:
@@ -50,12 +50,10 @@ def _open_folder(path: Path, kind: str, decode: Decode, skips: SkipPolicy, array
             raise InputError(f"{file}, named in {INDEX_NAME}, is missing")
         if file.stat().st_size < shard.offsets[-1]:
             raise InputError(f"{file} is truncated: {file.stat().st_size} bytes of {shard.offsets[-1]}")
-    return IndexedTars(artifact, index.of_folder(path), decode, skips, arrays)
+    return artifact, index.of_folder(path)
 
 
-def _scan(
-    location: str, files: list[Path], kind: str, decode: Decode, skips: SkipPolicy, arrays: Sequence[str]
-) -> IndexedTars:
+def _scan(location: str, files: list[Path], kind: str, skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
     tars = []
     for file in files:
         scanned = scan_tar(file)
@@ -65,8 +63,7 @@ def _scan(
     if not len(index):
         raise InputError(f"{location} holds no samples")
     skips.check(len(index))
-    artifact = listed_artifact(location, [str(file) for file in files], kind, tars[0].description)
-    return IndexedTars(artifact, index, decode, skips, arrays)
+    return listed_artifact(location, [str(file) for file in files], kind, tars[0].description), index
 
 
 def shard_urls(location: str) -> list[str]:
