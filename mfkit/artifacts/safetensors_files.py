@@ -24,15 +24,10 @@ _METADATA, _DIGEST = "__metadata__", "mfkit.digest"
 _PLACEHOLDER = "sha256:" + 64 * "0"
 """Stands where the digest will, while it is computed."""
 _DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""The format's names of torch's number formats."""
 
 
 def write_tensors(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mfkit.artifacts.artifact import INDEX_NAME, LISTING_DIGEST, Artifact, open_artifact
+from mfkit.artifacts.artifact import INDEX_NAME, LISTING_DIGEST, Artifact, digest, open_artifact
 from mfkit.artifacts.json_files import parse
 from mfkit.config.settings import OnError
 from mfkit.data.codecs import (
@@ -30,7 +30,7 @@ from mfkit.data.npz import NpzImages
 from mfkit.data.shards import open_shards
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.stream import StreamDataset
-from mfkit.data.writer import is_unfinished
+from mfkit.data.writer import check_finished
 from mfkit.errors import DECODING_ERRORS, InputError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Digits:
         name = f"digits:{part}" if part else "digits"
         self.artifact = Artifact(
             Path(name), "images", {"class_names": [str(digit) for digit in range(10)]},
-            content_digest="sha256:" + hashlib.sha256(self._pixels.tobytes()).hexdigest(), is_keyword=True,
+            content_digest=digest(self._pixels.tobytes()), is_keyword=True,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -112,8 +112,8 @@ class ImageFolder:
     def artifact(self) -> Artifact:
         """Its digest is that of the images' names and sizes: the bytes themselves would take long to read."""
         listing = "".join(f"{file.relative_to(self._folder)}\0{file.stat().st_size}\n" for file, _ in self._files)
-        digest = LISTING_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
-        return Artifact(self._folder, "images", self._config, content_digest=digest)
+        names = LISTING_DIGEST + hashlib.sha256(os.fsencode(listing)).hexdigest()
+        return Artifact(self._folder, "images", self._config, content_digest=names)
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """(width, height) of some images spread over the folder, of those that can be read."""
@@ -171,8 +171,7 @@ def open_images(location: str, size: int | None, on_error: OnError = "raise") ->
     path = Path(location)
     if path.suffix == ".npz":
         return NpzImages(path, size)
-    if is_unfinished(path):
-        raise InputError(f"{path} is not finished: run the command that writes it again")
+    check_finished(path)
     if path.is_dir() and not any(path.glob("*.tar")):
         return ImageFolder(path, size, SkipPolicy(on_error))
     return open_shards(location, "images", partial(_decode, size=size), on_error)

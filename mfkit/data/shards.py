@@ -12,7 +12,7 @@ from mfkit.data.dataset import Decode, IndexedTars
 from mfkit.data.index import SampleIndex, index_tars, read_index, scan_tar
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.stream import StreamDataset, listed_artifact
-from mfkit.data.writer import STREAM, is_unfinished
+from mfkit.data.writer import STREAM, check_finished
 from mfkit.errors import InputError, UsageError
 from mfkit.runtime.distributed import processes
 
@@ -25,8 +25,7 @@ def open_shards(
     :param arrays: what samples hold besides the label, where that is arrays alone: they are read in place.
     """
     skips, path = SkipPolicy(on_error), Path(location)
-    if is_unfinished(path):
-        raise InputError(f"{path} is not finished: run the command that writes it again")
+    check_finished(path)
     if location == STREAM and processes().num_processes > 1:
         raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():

@@ -18,7 +18,7 @@ from mfkit.data.npz import read_npz
 from mfkit.data.shards import shard_urls
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.tar import TAR_ERRORS, content, members, split_name
-from mfkit.data.writer import is_unfinished
+from mfkit.data.writer import check_finished
 from mfkit.errors import InputError, decoding_errors, reason
 from mfkit.formats import diffusers_folder
 from mfkit.loading import load
@@ -52,8 +52,8 @@ def _checks(path: Path) -> Checks:
 
 
 def _folder(folder: Path) -> Checks:
-    if is_unfinished(folder):
-        yield f"{folder} is not finished: run the command that writes it again"
+    if unfinished := _error_of(partial(check_finished, folder)):
+        yield unfinished
         return
     if diffusers_folder.class_name(folder):
         for file in sorted(folder.rglob("*.safetensors")):

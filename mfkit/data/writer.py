@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 import webdataset as wds
 
 from mfkit.artifacts.artifact import FOLDER_KINDS, Artifact, Provenance, describe, file_digest, open_artifact
-from mfkit.artifacts.atomic import atomic_write, output_is_complete, write_text, writer_lock
+from mfkit.artifacts.atomic import atomic_write, check_replaceable, output_is_complete, write_text, writer_lock
 from mfkit.artifacts.json_files import parse, read_json
 from mfkit.data.index import STREAM_END, STREAM_HEADER, FolderIndex, Shard, StoredArray, scan_sample, write_index
 from mfkit.errors import InputError, OutputError, UsageError
@@ -99,9 +99,10 @@ def _write_tar(file: IO[bytes], samples: Iterable[TarSample]) -> tuple[list[int]
     return offsets, labels
 
 
-def is_unfinished(folder: Path) -> bool:
-    """Whether a command was interrupted while it wrote this folder."""
-    return (folder / _PROGRESS).exists()
+def check_finished(path: Path) -> None:
+    """:raises InputError: it is a folder that a command was interrupted in writing."""
+    if (path / _PROGRESS).exists():
+        raise InputError(f"{path} is not finished: run the command that writes it again")
 
 
 class FolderWriter:
@@ -223,10 +224,7 @@ def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
         raise OutputError(f"{folder} is a file; give the name of a folder")
     if not folder.exists() or all(path.name == _PROGRESS for path in folder.iterdir()):  # stopped before its first file
         return
-    if not overwrite:
-        raise OutputError(f"{folder} exists; pass --overwrite to replace it, or another name with -o")
-    if folder.resolve() in {path.resolve() for path in inputs}:
-        raise OutputError(f"{folder} is an input of this command; pass another name with -o")
+    check_replaceable(folder, inputs, overwrite=overwrite)
     if not _is_ours(folder):
         raise OutputError(f"{folder} was not written by mfkit, so --overwrite does not remove it")
     shutil.rmtree(folder)
@@ -234,6 +232,6 @@ def _claim(folder: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return is_unfinished(folder) or open_artifact(folder).kind in FOLDER_KINDS
+        return (folder / _PROGRESS).exists() or open_artifact(folder).kind in FOLDER_KINDS
     except InputError:
         return False

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import FlowMapEulerDiscreteScheduler
 
 from mfkit.artifacts.artifact import Artifact
-from mfkit.artifacts.atomic import output_is_complete, write_errors
+from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors
 from mfkit.artifacts.json_files import parse, read_json
 from mfkit.autoencoders.files import autoencoder_of
 from mfkit.errors import InputError, OutputError, UsageError
@@ -80,8 +80,7 @@ def _evaluation(path: Path, student: Artifact) -> dict[str, Any]:
 def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``folder``; it takes the final name when the block ends well, else is removed."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        if not overwrite:
-            raise OutputError(f"{folder} exists; pass --overwrite to replace it, or another name with -o")
+        check_replaceable(folder, overwrite=overwrite)
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if _INDEX not in held or held - _WRITTEN:
             raise OutputError(f"{folder} is not what mfkit export writes, so --overwrite does not remove it")
