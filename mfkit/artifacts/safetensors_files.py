@@ -99,6 +99,8 @@ def read_header(path: Path) -> Header:
             return Header(dtypes, shapes, file.metadata() or {})
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file, or it is truncated: {reason(error)}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def is_intact(path: Path) -> bool | None:

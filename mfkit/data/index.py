@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from mfkit.artifacts.artifact import INDEX_NAME, Provenance, describe, index_digest
 from mfkit.artifacts.atomic import write_text
 from mfkit.artifacts.json_files import parse, parse_json, parse_known, read_json
-from mfkit.data.codecs import DTYPES, MAX_CLASSES, array_header
+from mfkit.data.codecs import DTYPES, MAX_CLASSES, array_header, label_member
 from mfkit.data.tar import BLOCK, TAR_ERRORS, content, members, split_name
 from mfkit.errors import DECODING_ERRORS, InputError, reason
 
@@ -199,8 +200,9 @@ def _scan(file: IO[bytes], scanned: ScannedTar, *, part: bool = False) -> None:
             samples.append(ScannedSample(key, member.offset))
         sample = samples[-1]
         sample.end = member.offset_data + padded(member.size)
-        if suffix == "cls":
-            sample.label = _label(content(member, tar) if member.size <= BLOCK else b"")
+        if suffix == "cls" and member.size <= BLOCK:
+            with suppress(InputError):  # said when the sample is decoded
+                sample.label = label_member({"__key__": key, "__url__": "", "cls": content(member, tar)})
         elif suffix.endswith(".npy"):
             array = _array(file, sample.begin, member.offset_data, member.size)
             if array is not None:
@@ -226,15 +228,6 @@ def index_tars(files: Sequence[Path], scanned: Sequence[ScannedTar]) -> SampleIn
         layouts=layouts,
         offsets={name: np.array([offset(sample, name) for _, sample in pairs], np.int64) for name in layouts},
     )
-
-
-def _label(text: bytes) -> int:
-    """A class index; -1 where it is none, so that the sample is decoded and the error names it."""
-    try:
-        label = int(text)
-    except ValueError:
-        return -1
-    return label if 0 <= label < MAX_CLASSES else -1
 
 
 def _array(file: IO[bytes], sample: int, begin: int, size: int) -> StoredArray | None:
