@@ -1,6 +1,5 @@
 """export: a student and its decoder as a diffusers pipeline folder with a model card."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 from diffusers import FlowMapEulerDiscreteScheduler
 
 from mfkit.artifacts.artifact import Artifact
-from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors
+from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors, writer_lock
 from mfkit.artifacts.json_files import parse, read_json
 from mfkit.autoencoders.files import autoencoder_of
 from mfkit.errors import InputError, OutputError, UsageError
@@ -79,20 +78,27 @@ def _evaluation(path: Path, student: Artifact) -> dict[str, Any]:
 @contextmanager
 def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``folder``; it takes the final name when the block ends well, else is removed."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    target = folder.resolve()  # `.` has no name
+    partial = target.with_name(f".{target.name}.partial")
+    with writer_lock(folder):
+        _claim(folder, overwrite)
+        shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+        try:
+            with write_errors(folder):
+                partial.mkdir()
+                yield partial
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.replace(target)
+                output_is_complete()
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that holds anything, unless ``overwrite`` and an earlier export wrote it."""
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if held or (folder.exists() and not folder.is_dir()):
         check_replaceable(folder, overwrite=overwrite)
-        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if _INDEX not in held or held - _WRITTEN:
             raise OutputError(f"{folder} is not what mfkit export writes, so --overwrite does not remove it")
-    folder = folder.resolve()  # `.` has no name
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        with write_errors(folder):
-            partial.mkdir(parents=True)
-            yield partial
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.replace(folder)
-            output_is_complete()
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
