@@ -2,6 +2,7 @@
 
 import io
 import random
+import signal
 import tarfile
 import threading
 from pathlib import Path
@@ -273,6 +274,32 @@ def test_an_error_of_the_items_lets_the_writer_clean_up(error: BaseException) ->
     with pytest.raises(type(error)):
         in_background(write, items())
     assert seen == ["cleaned up"] or seen == [1, "cleaned up"]
+
+
+def test_a_signal_behind_the_last_item_lets_the_writer_clean_up() -> None:
+    """All items have been made; the queue is full, so that their end waits to be put into it."""
+    behind, seen = threading.Event(), []
+
+    def stop(number: int, frame: object) -> None:
+        behind.set()
+        raise KeyboardInterrupt
+
+    def write(ready) -> None:
+        try:
+            for item in ready:
+                assert behind.wait(5)
+                seen.append(item)
+        finally:
+            seen.append("cleaned up")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_background(write, range(3))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert seen == [0, 1, 2, "cleaned up"]
 
 
 @pytest.mark.parametrize("way", [lambda f, i: prefetch(map(f, i)), lambda f, i: ordered_map(f, i, 3)])

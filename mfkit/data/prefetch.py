@@ -86,10 +86,14 @@ def in_background(consume: Callable[[Iterator[T]], U], items: Iterable[T]) -> U:
                 put(item)
                 if result.done():
                     break
-        except BaseException as raised:
+            put(_END)
+        except BaseException as raised:  # a signal's too, while this waits
             error = raised
-        put(_END)
-        return result.result()
+            put(_END)
+        value = result.result()
+    if error is not None:
+        raise error
+    return value
 
 
 def _keep_to_one_core() -> None:
