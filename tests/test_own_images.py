@@ -73,6 +73,16 @@ def test_a_flat_folder_is_one_class_and_damaged_images_are_not_looked_at(mfkit, 
     failed(mfkit(command.replace("flat", "empty")), 3, "none of the images")
 
 
+def test_images_that_are_ignored_are_said(mfkit, tmp_path: Path, caplog) -> None:
+    photos(tmp_path / "photos", (48, 48))
+    Image.new("RGB", (48, 48)).save(tmp_path / "photos/stray.png")
+    for name in ("cat/one.bmp", "dog/two.gif"):
+        Image.new("RGB", (48, 48)).save(tmp_path / "photos" / name)
+    assert mfkit(f"train-rae photos --encoder tiny -o rae.safetensors --pretrain-steps 1 {QUICK}").code == 0
+    assert caplog.text.count("1 images beside its subfolders are ignored") == 1
+    assert caplog.text.count("2 images of other formats are ignored") == 1
+
+
 def test_an_encoder_of_other_sizes_from_timms_layout(mfkit, tmp_path: Path) -> None:
     """model_args of config.json: depth, width, heads and patch."""
     torch.manual_seed(0)

@@ -97,9 +97,9 @@ def exclusive_output(path: Path, *, overwrite: bool, suffix: str = "", inputs: I
 def check_replaceable(path: Path, inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
     """:raises OutputError: it exists, and ``overwrite`` was not asked for; or it is one of the inputs."""
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; pass --overwrite to replace it, or another name with -o")
+        raise OutputError(f"{path} exists; pass --overwrite to replace it, or another name")
     if path.resolve() in {item.resolve() for item in inputs}:
-        raise OutputError(f"{path} is an input of this command; pass another name with -o")
+        raise OutputError(f"{path} is an input of this command; pass another name")
 
 
 def output_is_complete() -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ DIGITS = "digits"
 DIGITS_SIZE = 32
 """Side of the digits in pixels, where none is asked for."""
 
+_OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "tif", "tiff")
+"""Formats that a user may expect to be read."""
 _SMALLEST, _LARGEST = 32, 128
 """Sides to which images are cut where no one says it."""
 
@@ -98,14 +100,17 @@ class ImageFolder:
             described = open_artifact(folder, kinds=("images",))
             classes, config = folder_names(class_names(described)), described.config
         places = [(folder / name, label) for label, name in enumerate(classes)] or [(folder, 0)]
-        self._files = [
+        found = [
             (file, label)
             for place, label in places
             for file in sorted(place.rglob("*") if classes else place.iterdir())
-            if file.suffix[1:].lower() in IMAGE_SUFFIXES and file.is_file()
+            if _suffix(file) in (*IMAGE_SUFFIXES, *_OTHER_IMAGES) and file.is_file()
         ]
+        self._files = [(file, label) for file, label in found if _suffix(file) in IMAGE_SUFFIXES]
         if not self._files:
             raise InputError(f"{folder} holds no images (.{', .'.join(IMAGE_SUFFIXES)})")
+        beside = sum(_suffix(file) in IMAGE_SUFFIXES for file in folder.iterdir()) if classes else 0
+        _warn_of_ignored(folder, beside, len(found) - len(self._files))
         self._folder, self._config = folder, config
 
     @cached_property
@@ -138,6 +143,26 @@ class ImageFolder:
     def __getitem__(self, index: int) -> ImageSample:
         file, label = self._files[index]
         return {"image": read_image(file, self._size), "label": label}
+
+
+@cache
+def _warn_of_ignored(folder: Path, beside: int, others: int) -> None:
+    """Once for a folder, although a command may open it twice."""
+    if beside:
+        logger.warning(
+            "%s: %d images beside its subfolders are ignored: a subfolder is a class; move them into one",
+            folder,
+            beside,
+        )
+    if others:
+        logger.warning(
+            "%s: %d images of other formats are ignored (.%s); read are .%s", folder, others,
+            ", .".join(_OTHER_IMAGES), ", .".join(IMAGE_SUFFIXES),
+        )  # fmt: skip
+
+
+def _suffix(file: Path) -> str:
+    return file.suffix[1:].lower()
 
 
 def read_image(file: Path, size: int | None) -> Tensor:
