@@ -68,8 +68,9 @@ def train_rae(
         yield _decoder_training(rae, images, settings, sizes, resume_key, options)
 
     return produce(
-        "rae", rae, inputs, asdict(settings) | asdict(sizes) | {"encoder": encoder}, settings.seed, tasks,
-        lambda path, provenance: save_rae(path, rae, config, provenance), options,
+        kind="rae", network=rae, inputs=inputs, settings=asdict(settings) | asdict(sizes) | {"encoder": encoder},
+        seed=settings.seed, tasks=tasks, options=options,
+        save=lambda path, provenance: save_rae(path, rae, config, provenance),
     )  # fmt: skip
 
 

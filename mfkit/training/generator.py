@@ -149,6 +149,7 @@ def train_generator(
         )  # fmt: skip
 
     return produce(
-        network.kind, network, inputs, asdict(settings) | chosen, settings.seed, tasks,
-        lambda path, provenance: save_generator(path, network, start.architecture, config, provenance), options,
+        kind=network.kind, network=network, inputs=inputs, settings=asdict(settings) | chosen, seed=settings.seed,
+        tasks=tasks, options=options,
+        save=lambda path, provenance: save_generator(path, network, start.architecture, config, provenance),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from mfkit.training.task import RunOptions, Task, run_path
 
 
 def produce(
-    kind: str, network: Any, inputs: Mapping[str, Artifact], settings: Mapping[str, Any], seed: int,
+    *, kind: str, network: Any, inputs: Mapping[str, Artifact], settings: Mapping[str, Any], seed: int,
     tasks: Callable[[], Iterator[Task]], save: Callable[[Path, Provenance], None], options: RunOptions,
 ) -> str:  # fmt: skip
     """Runs the tasks one after the other and writes the network; with ``dry_run`` only describes it.
