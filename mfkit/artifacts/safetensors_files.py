@@ -93,7 +93,8 @@ def read_header(path: Path) -> Header:
     """
     try:
         with safe_open(path, framework="np") as file:
-            entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            entries = {name: file.get_slice(name) for name in names}
             dtypes = {name: entry.get_dtype() for name, entry in entries.items()}
             shapes = {name: tuple(entry.get_shape()) for name, entry in entries.items()}
             return Header(dtypes, shapes, file.metadata() or {})

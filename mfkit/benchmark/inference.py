@@ -1,6 +1,7 @@
 """The stages that run frozen networks, by their own jobs and into files, and the loader of latents."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,8 +40,7 @@ def measure_files(stage: str, networks: Networks) -> dict[str, Any]:
         folder = Path(name)
         job, flops = _JOBS[stage](networks, folder)
         for number in range(1 + networks.settings.rounds):
-            ready = job()
-            taken.append(seconds(lambda: write_folder(ready, folder / str(number), overwrite=False)))  # noqa: B023
+            taken.append(seconds(partial(write_folder, job(), folder / str(number), overwrite=False)))
     return figures(networks.rows, taken[1:], flops=networks.rows * flops)
 
 

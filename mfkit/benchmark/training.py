@@ -1,5 +1,6 @@
 """Steps of the training stages, optimiser and EMA included, on samples that are in memory."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
         for step in range(steps):
             begin = (step * world.num_processes + world.process_index) * samples
             batch = Batch(list(range(begin, begin + samples)), columns)
-            taken.append(seconds(lambda: train_state.step(step, [batch], loss, lambda loss: None)))  # noqa: B023
+            taken.append(seconds(partial(train_state.step, step, [batch], loss, lambda loss: None)))
     rows = networks.rows * world.num_processes
     return figures(
         rows, taken[_WARM_UP:], flops=rows * objective.forward_passes(stage) * networks.flops(kind),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,7 +86,7 @@ class Shard:
         offsets, labels = self.offsets, self.labels
         if "/" in self.name or self.name.startswith(".") or not self.name or "\0" in self.name:
             raise ValueError(f"{self.name!r} is not the name of a file in its folder")
-        ascending = all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
+        ascending = all(begin <= end for begin, end in pairwise(offsets))
         if len(offsets) != self.samples + 1 or not ascending or not 0 <= offsets[0] <= offsets[-1] < 1 << 62:
             raise ValueError(f"the offsets of {self.name} do not ascend")
         if len(labels) != self.samples or not all(0 <= label < MAX_CLASSES for label in labels):

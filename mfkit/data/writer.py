@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -54,7 +55,7 @@ def write_shard(path: Path, samples: Iterable[TarSample]) -> ShardRecord:
         with partial.open("rb") as written:
             first = written.read(offsets[1]) if labels else b""
         digest = file_digest(partial)
-    alike = len({end - begin for begin, end in zip(offsets, offsets[1:], strict=False)}) == 1
+    alike = len({end - begin for begin, end in pairwise(offsets)}) == 1
     return ShardRecord(
         shard=Shard(name=path.name, digest=digest, samples=len(labels), offsets=offsets, labels=labels),
         arrays=scan_sample(first).arrays if alike else {},

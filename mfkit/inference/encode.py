@@ -32,6 +32,7 @@ class Encoding(Job):
         self._network = autoencoder.load(image_size=image_size).to(processes().device)
         config = self._network.config
         self._dataset = open_images(images, config.image_size, on_error)
+        self.skips = self._dataset.skips
         self._settings, self._mirror, self._workers, self._preset = settings, mirror, workers, preset
         self._micro_batches = MicroBatches(
             config.latent_shape[1] * config.latent_shape[2], settings.precision, self._network.device
@@ -92,6 +93,3 @@ class Encoding(Job):
         classes = {"class_names": names} if names else {}
         own = {"shape": self._shape, "dtype": self._settings.dtype, "mirrored": self._mirror, "preset": self._preset}
         return own | classes
-
-    def finish(self) -> None:
-        self._dataset.skips.report()

@@ -19,6 +19,7 @@ from mfkit.artifacts.atomic import atomic_write, exclusive_output, output_is_com
 from mfkit.data.images import folder_names
 from mfkit.data.npz import NpzWriter
 from mfkit.data.prefetch import in_background, ordered_map
+from mfkit.data.skip import SkipPolicy
 from mfkit.data.writer import STREAM, FolderWriter, ShardRecord, TarSample, write_standard_output
 from mfkit.runtime.distributed import processes
 
@@ -44,6 +45,8 @@ class Job(ABC):
     resume_key: dict[str, Any]
     """Settings that an interrupted run must share with the one that goes on."""
     seed: int | None = None
+    skips: SkipPolicy | None = None
+    """Of the samples that it reads; None where it reads none."""
     num_shards: int | None = None
     """None where that is not known before all is read."""
     pack_threads: int = 0
@@ -68,8 +71,10 @@ class Job(ABC):
         """Why samples are missing from a shard, by their index."""
         return {}
 
-    def finish(self) -> None:  # noqa: B027
-        """Reports what was skipped. All processes call it."""
+    def report_skipped(self) -> None:
+        """Says what was skipped. All processes call it."""
+        if self.skips is not None:
+            self.skips.report()
 
 
 def write_stream(job: Job) -> None:
@@ -81,7 +86,7 @@ def write_stream(job: Job) -> None:
         write_standard_output(job.kind, job.describe(None), provenance, samples)
 
     in_background(write, job.results(lambda shard: True))
-    job.finish()
+    job.report_skipped()
 
 
 def write_folder(job: Job, folder: Path, *, overwrite: bool, as_images: list[str] | None = None) -> None:
@@ -105,7 +110,7 @@ def write_folder(job: Job, folder: Path, *, overwrite: bool, as_images: list[str
         records = writer.records()
         config = job.describe(records)
         writer.finish(job.kind, config, record_provenance(folder, job.inputs, seed=job.seed), records)
-    job.finish()
+    job.report_skipped()
 
 
 def _write_images(folder: Path, names: list[str], samples: Iterable[TarSample]) -> dict[str, str]:
@@ -132,7 +137,7 @@ def write_npz(job: Job, path: Path, count: int, size: int, *, overwrite: bool) -
         in_background(write, job.results(lambda shard: shard % world.num_processes == world.process_index))
         writer.finish(job.describe(None))
         output_is_complete()
-    job.finish()
+    job.report_skipped()
 
 
 def write_shards_or_stream(job: Job, output: str, *, overwrite: bool) -> str | None:
