@@ -38,12 +38,13 @@ class Settings:
             value, rule = getattr(self, item.name), item.metadata
             if value is None:
                 continue
-            if rule["choices"] is not None and value not in rule["choices"]:
-                raise ValueError(f"{item.name} is {value}; choose from {', '.join(rule['choices'])}")
-            if rule["min"] is not None and not value >= rule["min"]:
-                raise ValueError(f"{item.name} is {value}; the least is {rule['min']}")
-            if rule["max"] is not None and not value <= rule["max"]:
-                raise ValueError(f"{item.name} is {value}; the most is {rule['max']}")
+            for one in value if isinstance(value, tuple) else (value,):
+                if rule["choices"] is not None and one not in rule["choices"]:
+                    raise ValueError(f"{item.name} is {one}; choose from {', '.join(rule['choices'])}")
+                if rule["min"] is not None and not one >= rule["min"]:
+                    raise ValueError(f"{item.name} is {one}; the least is {rule['min']}")
+                if rule["max"] is not None and not one <= rule["max"]:
+                    raise ValueError(f"{item.name} is {one}; the most is {rule['max']}")
 
 
 def settings_of(kind: type[Settings]) -> list[Field]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from mfkit.benchmark.machine import machine, peak_memory, reset_peak_memory, seconds
 from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.settings import BenchSettings
-from mfkit.config.presets import resolve, resolve_objective
-from mfkit.config.settings import GeneratorSettings, PrecisionName
+from mfkit.config.presets import resolve_training
+from mfkit.config.settings import PrecisionName
 from mfkit.data.loader import Batch
 from mfkit.flow.derivative import central_difference, jvp
 from mfkit.flow.guidance import Guidance
@@ -52,8 +52,8 @@ class Plain(MeanFlow):
 
 def steps(stage: Stage, networks: Networks, rounds: int) -> dict[str, Any]:
     """Both formulations on the same draws, in turn."""
-    settings = resolve(GeneratorSettings, stage, "imagenet256", {"batch_size": networks.rows, "steps": rounds + 1})
-    ours = resolve_objective(stage, "imagenet256", {"objective": "mean-flow"}, "float32")
+    flags = {"batch_size": networks.rows, "steps": rounds + 1, "objective": "mean-flow"}
+    settings, ours = resolve_training(stage, "imagenet256", flags)
     assert isinstance(ours, MeanFlow)
     teacher = networks.build("teacher") if stage == "distill" else None
     velocity = frozen_velocity(teacher, Guidance(), None, compiled=False) if teacher else None

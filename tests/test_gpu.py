@@ -14,6 +14,7 @@ from torch import Tensor
 import mfkit as package
 from mfkit.data.latents import open_latents
 from mfkit.data.loader import BatchSharding, train_batches
+from mfkit.data.order import shuffle
 from mfkit.flow.derivative import central_difference, jvp
 from mfkit.flow.objectives.base import Models
 from mfkit.flow.objectives.interval import Points
@@ -115,7 +116,7 @@ def test_the_product_is_exact_where_the_difference_is_noise() -> None:
 
 def test_batches_are_read_into_pinned_memory(chain: Path) -> None:
     data = open_latents("latents", str(chain / "latents")).dataset
-    batches = train_batches(data, BatchSharding(32, 32), first_step=0, last_step=3, seed=0, workers=2)
+    batches = train_batches(shuffle(data), BatchSharding(32, 32), first_step=0, last_step=3, seed=0, workers=2)
     for batch in batches:
         column = batch.columns["latent"]
         assert column.is_pinned()

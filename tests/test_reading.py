@@ -17,6 +17,7 @@ from mfkit.data.dataset import IndexedTars, read_batch
 from mfkit.data.index import FolderIndex, write_index
 from mfkit.data.latents import open_latents
 from mfkit.data.loader import BatchSharding, shuffled, train_batches
+from mfkit.data.order import shuffle
 from mfkit.data.prefetch import in_background, ordered_map, prefetch
 from mfkit.data.shards import open_shards
 from mfkit.data.stream import StreamDataset
@@ -131,11 +132,13 @@ def test_shards_without_an_index_are_shuffled_as_if_they_had_one(tmp_path: Path)
                     tar.addfile(member, io.BytesIO(data))
     source = open_shards(str(tmp_path / "t/*.tar"), "latents", decode)
     assert isinstance(source, IndexedTars)
-    batches = list(train_batches(source, BatchSharding(20, 20), first_step=0, last_step=3, seed=1, workers=2))
+    batches = list(train_batches(shuffle(source), BatchSharding(20, 20), first_step=0, last_step=3, seed=1, workers=2))
     values = torch.cat([batch.columns["latent"][:, 0] for batch in batches])
     assert sorted(values.tolist()) == list(range(60)) and values.tolist() != list(range(60))
     assert all(len(set(batch.columns["label"].tolist())) >= 6 for batch in batches)
-    later = next(iter(train_batches(source, BatchSharding(20, 20), first_step=2, last_step=3, seed=1, workers=0)))
+    later = next(
+        iter(train_batches(shuffle(source), BatchSharding(20, 20), first_step=2, last_step=3, seed=1, workers=0))
+    )
     assert torch.equal(later.columns["latent"], batches[2].columns["latent"])
 
 

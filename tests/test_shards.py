@@ -17,6 +17,7 @@ from mfkit.data.dataset import IndexedTars
 from mfkit.data.images import open_images
 from mfkit.data.index import FolderIndex, write_index
 from mfkit.data.loader import BatchSharding, inference_batches, train_batches
+from mfkit.data.order import shuffle
 from mfkit.data.shards import open_shards
 from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import write_shard, write_stream
@@ -95,7 +96,9 @@ def order(
     found: dict[int, float] = {}
     for rank in range(processes):
         sharding = BatchSharding(batch, micro or batch // processes, rank, processes)
-        for item in train_batches(source, sharding, first_step=first, last_step=steps, seed=5, workers=workers):
+        for item in train_batches(
+            shuffle(source), sharding, first_step=first, last_step=steps, seed=5, workers=workers
+        ):
             found |= dict(zip(item.positions, item.columns["latent"][:, 0, 0].tolist(), strict=True))
     assert sorted(found) == list(range(first * batch, steps * batch))
     return [found[position] for position in sorted(found)]
@@ -160,7 +163,7 @@ def test_a_stream_cut_anywhere_is_an_error(tmp_path: Path) -> None:
 def test_a_stream_that_cannot_be_read_again_must_be_long_enough(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(stream_bytes(10))
     source = opened(f"pipe:cat {tmp_path}/s.tar")
-    batches = train_batches(source, BatchSharding(4, 4), first_step=0, last_step=5, seed=0, workers=0)
+    batches = train_batches(shuffle(source), BatchSharding(4, 4), first_step=0, last_step=5, seed=0, workers=0)
     with pytest.raises(InputError, match="ended in step 3 of 5, which need 20 samples"):
         list(batches)
 
@@ -181,7 +184,7 @@ def test_errors_of_loader_threads_are_as_short_as_ours(folder: Path, workers: in
     spoil(folder, lambda data: data[:512] + b"x" * 512 + data[1024:])
     (folder / "index.json").unlink()
     batches = train_batches(
-        opened(folder), BatchSharding(SAMPLES, SAMPLES), first_step=0, last_step=1, seed=0, workers=workers
+        shuffle(opened(folder)), BatchSharding(SAMPLES, SAMPLES), first_step=0, last_step=1, seed=0, workers=workers
     )
     with pytest.raises(InputError, match=r"00001\.tar: sample \S+: cls is no class index") as error:
         list(batches)

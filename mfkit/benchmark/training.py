@@ -8,12 +8,12 @@ import torch
 from mfkit.benchmark.machine import seconds
 from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.result import figures
-from mfkit.config.presets import resolve, resolve_objective
-from mfkit.config.settings import GeneratorSettings, TrajectorySettings
+from mfkit.config.presets import resolve, resolve_training
+from mfkit.config.settings import TrajectorySettings
 from mfkit.data.loader import Batch
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
-from mfkit.flow.objectives import Stage
+from mfkit.flow.objectives import Objective, Stage
 from mfkit.models.generator import GeneratorKind
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import matmul_precision
@@ -30,10 +30,11 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
         "batch_size": networks.rows, "steps": steps, "precision": asked.precision, "compile": asked.compile,
         "activation_checkpointing": asked.activation_checkpointing,
     }  # fmt: skip
-    settings = resolve(GeneratorSettings, stage, asked.preset, flags)
-    objective = resolve_objective(stage, asked.preset, {"objective": asked.objective}, asked.precision)
+    settings, objective = resolve_training(stage, asked.preset, flags | {"objective": asked.objective})
     if networks.rows % objective.rows_per_sample:
-        raise UsageError(f"--batch-size {networks.rows} does not divide by {objective.rows_per_sample} pairs")
+        raise UsageError(
+            f"--batch-size {networks.rows} does not divide by the {objective.rows_per_sample} rows of a sample"
+        )
     kind: GeneratorKind = "teacher" if stage == "train-teacher" else "student"
     network, velocity = networks.build(kind), None
     if stage == "distill":
@@ -41,7 +42,7 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
     state = objective.initial_state(network)
     loss = generator_loss(stage, network, objective, settings, networks.time_shift, velocity=velocity, state=state)
     samples = networks.rows // objective.rows_per_sample
-    columns = _columns(networks, objective.reads, samples)
+    columns = _columns(networks, objective, samples)
     train_state = TrainState(network, network.blocks, settings)
     taken = []
     with matmul_precision(asked.precision, world.device):
@@ -56,10 +57,14 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _columns(networks: Networks, reads: str, samples: int) -> dict[str, torch.Tensor]:
+def _columns(networks: Networks, objective: Objective, samples: int) -> dict[str, torch.Tensor]:
     labels = torch.arange(samples) % networks.config.num_classes
-    if reads == "latents":
-        return {"latent": networks.random_latents(samples), "label": labels}
+    if objective.reads is None:
+        return {"label": labels}
+    if objective.reads == "latents":
+        latents = networks.random_latents(samples * max(1, objective.class_group))
+        grouped = latents.unflatten(0, (samples, objective.class_group)) if objective.class_group else latents
+        return {"latent": grouped, "label": labels}
     solved = resolve(TrajectorySettings, "trajectories", networks.settings.preset)
     states = torch.stack([networks.random_latents(solved.solver_steps + 1) for _ in range(samples)])
     times = torch.linspace(1, 0, solved.solver_steps + 1).repeat(samples, 1)

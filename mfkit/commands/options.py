@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -203,7 +203,9 @@ def _objective_option(objectives: Mapping[str, type[Any]]) -> Any:
 
 
 def _about(kind: type[Objective], stage: Stage) -> str:
-    return f"{kind.summary}; reads {kind.reads}; {kind().forward_passes(stage):g} forward passes a row"
+    objective = kind()
+    reads = f"{kind.reads or 'no data'}{' by class' if objective.class_group else ''}"
+    return f"{kind.summary}; reads {reads}; {objective.forward_passes(stage):g} forward passes a row"
 
 
 def _setting_option(item: Field[Any], hint: Any, kind: type[Settings], command: str) -> Any:
@@ -217,17 +219,33 @@ def _setting_option(item: Field[Any], hint: Any, kind: type[Settings], command: 
         for base in reversed(kind.__mro__)
         if item.name in inspect.get_annotations(base)
     )
-    values: dict[str, Any] = {
-        name: preset.commands.get(command, {}).get(item.name, item.default) for name, preset in PRESETS.items()
-    }
+    values = {label: values.get(item.name, item.default) for label, values in _presets(command, kind).items()}
     # A switch that is off unless it is given needs no way to turn it off.
     names = [f"--{item.name.replace('_', '-')}"] if hint is bool and not any([item.default, *values.values()]) else []
+    choices = rule["choices"]
+    repeatable = get_args(hint)[1:] == (...,)
+    metavar = rule["metavar"] or ("|".join(choices) if repeatable and choices else None)
     option = typer.Option(
-        *names, help=rule["help"] + ("" if names else _defaults(item.default, values)), metavar=rule["metavar"],
-        min=low, max=high, rich_help_panel=heading,
+        *names, help=rule["help"] + ("" if names else _defaults(item.default, values)), metavar=metavar, min=low,
+        max=high, rich_help_panel=heading,
     )  # fmt: skip
-    kind_of_value = _choices(rule["choices"]) if rule["choices"] else hint
-    return Annotated[kind_of_value | None, option]
+    if repeatable:  # typer takes no list of choices; the settings check them
+        return Annotated[list.__class_getitem__(get_args(hint)[0]) | None, option]
+    return Annotated[(_choices(choices) if choices else hint) | None, option]
+
+
+def _presets(command: str, kind: type[Settings]) -> dict[str, dict[str, Any]]:
+    """What presets set for a command, by preset; where an objective has its own of what others have, by both names."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, preset in PRESETS.items():
+        common = preset.commands.get(command, {})
+        if issubclass(kind, Objective):
+            found[name] = common | preset.commands.get(f"{command} {kind.name}", {})
+            continue
+        found[name] = common
+        own = [key for key in preset.commands if key.startswith(f"{command} ")]
+        found |= {f"{name} {key.split()[1]}": common | preset.commands[key] for key in own}
+    return found
 
 
 def _choices(names: Collection[str]) -> Any:
@@ -235,12 +253,13 @@ def _choices(names: Collection[str]) -> Any:
 
 
 def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
-    """The default of a setting, and what presets have in its place."""
+    """The default of a setting, and what presets have in its place, or an objective in that of its preset."""
     if default is None:
         return ""
     others: dict[str, list[str]] = {}
     for name, value in presets.items():
-        if value != default:
+        preset, _, objective = name.partition(" ")
+        if value != (presets[preset] if objective else default):
             others.setdefault(_value(value), []).append(name)
     shown = [f"default: {_value(default)}", *(f"{', '.join(names)}: {value}" for value, names in others.items())]
     return f"  [{'; '.join(shown)}]"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mfkit.commands.options import Flags, Run, preset_or
-from mfkit.config.presets import PRESETS, resolve, resolve_objective
-from mfkit.config.settings import FlowSettings, GeneratorSettings
+from mfkit.config.presets import PRESETS, resolve, resolve_training
+from mfkit.config.settings import FlowSettings
 from mfkit.data.latents import LatentDataset, check_recorded, open_latents, recorded_latents
 from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives.base import Stage
@@ -20,9 +20,8 @@ def train_from_latents(
     """Trains a generator from random weights."""
     data = open_latents("latents", latents, classes=classes, on_error=run.on_error)
     preset = preset_or(run.preset, data.preset, latents)
-    settings = resolve(GeneratorSettings, stage, preset, flags)
+    settings, objective = resolve_training(stage, preset, flags)
     flow = resolve(FlowSettings, stage, preset, flags)
-    objective = resolve_objective(stage, preset, flags, settings.precision)
     start = fresh_start(kind, data, model or PRESETS[preset].model, flow.time_shift, settings.seed)
     return train_generator(stage, start, data, objective, settings, preset, run.options(output))
 
@@ -34,8 +33,7 @@ def train_student(
     """Trains a student that starts as ``init``."""
     source = teacher or init
     preset = preset_or(run.preset, source.description.preset, source.path)
-    settings = resolve(GeneratorSettings, stage, preset, flags)
-    objective = resolve_objective(stage, preset, flags, settings.precision)
+    settings, objective = resolve_training(stage, preset, flags)
     guidance = resolve(Guidance, stage, preset, flags)
     start = student_start(init, data, settings.seed, "init" if init is not teacher else "teacher")
     return train_generator(

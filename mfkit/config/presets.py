@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from mfkit.config.settings import SizeName
+from mfkit.config.settings import GeneratorSettings, SizeName
 from mfkit.errors import UsageError
 from mfkit.flow.objectives import Objective, Stage, objectives_of
 from mfkit.setting import Settings, settings_of
@@ -96,6 +96,10 @@ _DIGITS = Preset(
         "bootstrap": _SMALL_GENERATOR | dict(
             steps=150, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
         ),
+        "bootstrap drifting": _SMALL_GENERATOR | dict(
+            steps=400, batch_size=96, learning_rate=1e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
+            view=("latent",), generated=48, extra=48, real=128,
+        ),
         "train-mean-flow": _SMALL_GENERATOR | dict(
             steps=2800, learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, ema=0.999, time_shift=4.0
         ),
@@ -117,11 +121,17 @@ _SMALL_IMAGES = Preset(
     commands={
         command: settings
         | (dict(image_size=0) if command == "train-rae" else {})
-        | (dict(class_dropout=0.1) if "class_dropout" in settings else {})
+        | (dict(class_dropout=0.1) if "class_dropout" in settings and "drifting" not in command else {})
         | (dict(norm_p=1.0) if "norm_p" in settings else {})
         for command, settings in _DIGITS.commands.items()
     },
 )
+
+_DRIFT_RAE = dict(
+    steps=10_000, batch_size=32 * 64, learning_rate=3e-5, final_learning_rate=3e-7, schedule="linear", ema=0.9995,
+    ema_warmup=1000, class_dropout=0.0, field="token", view=("token",), generated=64, extra=192, real=256,
+)  # fmt: skip
+"""Drift-RAE's figures (arXiv 2606.15553), of ImageNet at 256 pixels; none are published for 512."""
 
 _IMAGENET256 = Preset(
     about="ImageNet at 256 pixels, by the MF-RAE paper (arXiv 2511.13019)",
@@ -143,6 +153,7 @@ _IMAGENET256 = Preset(
         "midtrain": dict(steps=27_000, ema=0.999),
         "distill": dict(steps=180_000),
         "bootstrap": dict(steps=10_000),
+        "bootstrap drifting": _DRIFT_RAE,
         "train-mean-flow": dict(steps=1_200_000),
     },
     published={
@@ -177,6 +188,7 @@ _IMAGENET512 = Preset(
         "midtrain": dict(steps=27_000, batch_size=128, ema=0.999),
         "distill": dict(steps=20_000, batch_size=128, ema=0.9995),
         "bootstrap": dict(steps=10_000, batch_size=128, ema=0.9995),
+        "bootstrap drifting": _DRIFT_RAE,
         "train-mean-flow": dict(steps=1_200_000),
     },
 )
@@ -202,18 +214,22 @@ def resolve(
     if preset:
         commands = PRESETS[preset].commands
         values = commands.get(command, {}) | commands.get(f"{command} {objective}", {})
-    values = values | {name: value for name, value in (flags or {}).items() if value is not None}
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**{item.name: values[item.name] for item in settings_of(kind) if item.name in values})
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def resolve_objective(stage: Stage, preset: PresetName | None, flags: Mapping[str, Any], precision: str) -> Objective:
-    """The objective of a training, by default the first that the stage offers, decided for a precision.
+def resolve_training(
+    stage: Stage, preset: PresetName | None, flags: Mapping[str, Any]
+) -> tuple[GeneratorSettings, Objective]:
+    """Settings and objective of a training, by default the first that the stage offers, decided for the precision.
 
-    :param flags: ``objective``, and settings of it.
-    :raises UsageError: a setting of another objective is given.
+    :param flags: ``objective``, settings of it and of the training.
+    :raises UsageError: a setting of another objective is given, or the two do not go together.
     """
     offered = objectives_of(stage)
     kind = offered[flags.get("objective") or next(iter(offered))]
@@ -223,4 +239,7 @@ def resolve_objective(stage: Stage, preset: PresetName | None, flags: Mapping[st
         if given := sorted(flag for flag, value in flags.items() if flag in foreign and value is not None):
             flag = given[0].replace("_", "-")
             raise UsageError(f"--{flag} is of --objective {other.name}, not of {kind.name}")
-    return resolve(kind, stage, preset, flags, objective=kind.name).resolved(precision)
+    settings = resolve(GeneratorSettings, stage, preset, flags, objective=kind.name)
+    if settings.class_dropout and not kind.drops_labels:
+        raise UsageError(f"--objective {kind.name} trains every row with its label: give --class-dropout 0")
+    return settings, resolve(kind, stage, preset, flags, objective=kind.name).resolved(settings.precision)

@@ -40,6 +40,12 @@ class TrainingSettings(Settings):
     ema: float = setting(
         0.9999, "Decay of the weights' exponential moving average, which is what is saved.", metavar="D", min=0, max=1
     )
+    ema_warmup: int = setting(
+        0,
+        "Steps in which that decay rises exponentially from 0.5; with 0 it rises as (1 + step) / (10 + step).",
+        metavar="N",
+        min=0,
+    )
     max_grad_norm: float = setting(1.0, "Clip the gradient to this norm; 0 does not clip.", metavar="NORM", min=0)
     seed: int = setting(0, "Seed of weights, order, noise and times.", metavar="N", min=0)
     precision: PrecisionName = setting("float32", _PRECISION)

@@ -43,21 +43,30 @@ class MapDataset(Protocol):
         """
 
 
-def read_batch(dataset: MapDataset, indices: Sequence[int]) -> dict[str, Tensor]:
-    """Columns (B, ...) of these samples; in the place of one that is skipped stands the next that can be read."""
+def read_batch(
+    dataset: MapDataset, indices: Sequence[int], following: Callable[[int], int] | None = None
+) -> dict[str, Tensor]:
+    """Columns (B, ...) of these samples; in the place of one that is skipped stands the next that can be read.
+
+    :param following: gives the next of an index; None goes through the whole dataset.
+    """
     if isinstance(dataset, IndexedTars):
         try:
             return dataset.read(indices)
         except InputError:
             if not dataset.skips.skips:
                 raise
-    return collate([_readable(dataset, index) for index in indices])
+    following = following or (lambda index: (index + 1) % len(dataset))
+    return collate([_readable(dataset, int(index), following) for index in indices])
 
 
-def _readable(dataset: MapDataset, index: int) -> dict[str, Any]:
+def _readable(dataset: MapDataset, wanted: int, following: Callable[[int], int]) -> dict[str, Any]:
+    index = wanted
     while (sample := dataset.skips.read(index, partial(dataset.__getitem__, index))) is None:
         dataset.skips.check(len(dataset) - dataset.skips.count())
-        index = (index + 1) % len(dataset)
+        index = following(index)
+        if index == wanted:
+            raise InputError(f"{dataset.artifact.path}: no sample that could stand for sample {wanted} can be read")
     return sample
 
 

@@ -3,16 +3,15 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mfkit.data.codecs import Sample
 from mfkit.data.dataset import MapDataset, collate, read_batch
+from mfkit.data.order import TrainingOrder
 from mfkit.data.prefetch import ordered_map, prefetch
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
@@ -63,37 +62,20 @@ class BatchSharding:
 
 
 def train_batches(
-    dataset: Dataset, sharding: BatchSharding, *, first_step: int, last_step: int, seed: int, workers: int
-) -> Iterator[Batch]:
+    source: TrainingOrder | StreamDataset, sharding: BatchSharding, *, first_step: int, last_step: int, seed: int,
+    workers: int,
+) -> Iterator[Batch]:  # fmt: skip
     """The micro-batches of this process for the steps [first_step, last_step), read ahead.
 
-    Random access gives a new permutation of all samples each epoch. A stream goes through a shuffle buffer, again and
-    again, or once where it cannot be read again.
+    A stream goes through a shuffle buffer, again and again, or once where it cannot be read again.
 
     :param workers: threads that read, decode and collate; a stream has one.
     """
     steps = range(first_step, last_step)
-    if isinstance(dataset, StreamDataset):
-        return prefetch(_streamed(dataset, sharding, steps, seed))
+    if isinstance(source, StreamDataset):
+        return prefetch(_streamed(source, sharding, steps, seed))
     batches = (positions for step in steps for positions in sharding.positions(step))
-
-    def read(item: tuple[list[int], list[int]]) -> Batch:
-        positions, indices = item
-        return Batch(positions, read_batch(dataset, indices))
-
-    ordered = ((positions, [_index(position, len(dataset), seed) for position in positions]) for positions in batches)
-    return ordered_map(read, ordered, workers)
-
-
-def _index(position: int, samples: int, seed: int) -> int:
-    """Which sample stands at a position of the run: each epoch is a new permutation of all of them."""
-    epoch, place = divmod(position, samples)
-    return int(_permutation(samples, seed, epoch)[place])
-
-
-@lru_cache(maxsize=1)
-def _permutation(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+    return ordered_map(lambda positions: Batch(positions, source.read(positions, seed)), batches, workers)
 
 
 def _streamed(stream: StreamDataset, sharding: BatchSharding, steps: range, seed: int) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from mfkit.config.settings import AutoencoderSettings, TrainingSettings
 from mfkit.data.grid import write_grid
 from mfkit.data.images import ImageDataset, class_names
 from mfkit.data.loader import Batch, all_batches, inference_batches
+from mfkit.data.order import shuffle
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import UsageError
 from mfkit.flow.objectives.base import Loss
@@ -26,7 +27,7 @@ from mfkit.flow.times import expand_to
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.seeding import seeded
 from mfkit.training.product import produce
-from mfkit.training.task import RunOptions, Task
+from mfkit.training.task import RunOptions, Task, in_one_piece
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def _pretraining(
         return Loss(error + sizes.class_loss_weight * classification, error.detach())
 
     return Task(
-        network=network, dataset=images, loss=loss, settings=replace(settings, sample_every=0), resume_key=resume_key,
+        network=network, data=shuffle(images), loss=in_one_piece(loss), settings=replace(settings, sample_every=0),
+        resume_key=resume_key,
         blocks=list(rae.encoder.get_submodule("blocks").children()), suffix=".encoder",
     )  # fmt: skip
 
@@ -135,7 +137,8 @@ def _decoder_training(
         write_grid(options.output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
 
     return Task(
-        network=rae, dataset=images, loss=loss, settings=settings, resume_key=resume_key, draw_grid=draw_grid,
+        network=rae, data=shuffle(images), loss=in_one_piece(loss), settings=settings, resume_key=resume_key,
+        draw_grid=draw_grid,
         blocks=list(rae.decoder.get_submodule("decoder_layers").children()),
     )  # fmt: skip
 

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from mfkit.artifacts.artifact import Artifact
 from mfkit.config.presets import PresetName
 from mfkit.config.settings import GeneratorSettings
+from mfkit.data.dataset import IndexedTars
 from mfkit.data.latents import LatentDataset, check_fit
 from mfkit.data.loader import Batch as LoadedBatch
-from mfkit.errors import InputError
+from mfkit.data.order import ClassGroups, ClassIndices, TrainingOrder, shuffle
+from mfkit.data.stream import StreamDataset
+from mfkit.errors import InputError, UsageError
 from mfkit.flow.guidance import Guidance, Velocity
 from mfkit.flow.objectives.base import Batch, Loss, Models, Objective, Stage
 from mfkit.flow.random import Draws
@@ -86,6 +89,25 @@ def frozen_velocity(teacher: Generator, guidance: Guidance, class_dropout: float
     return torch.no_grad()(guidance.guided(network, network.config.num_classes, class_dropout))
 
 
+def training_order(
+    objective: Objective, data: LatentDataset | None, num_classes: int
+) -> TrainingOrder | StreamDataset:  # fmt: skip
+    """What an objective reads, in the order of a run.
+
+    :param num_classes: of the generator. :raises UsageError: it reads by class, and the latents are a stream.
+    """
+    if objective.reads is None or data is None:
+        return ClassIndices(num_classes)
+    if not objective.class_group:
+        return shuffle(data.dataset)
+    if not isinstance(data.dataset, IndexedTars):
+        raise UsageError(
+            f"--objective {objective.name} reads groups of one class, by random access; {data.artifact.path} is a "
+            "stream: write it to a folder first, as by mfkit encode -o DIR"
+        )
+    return ClassGroups(data.dataset, data.class_names, objective.class_group)
+
+
 def generator_loss(
     stage: Stage, network: Generator, objective: Objective, settings: GeneratorSettings, time_shift: float, *,
     velocity: Velocity | None = None, state: dict[str, Tensor] | None = None,
@@ -97,7 +119,7 @@ def generator_loss(
     num_classes = network.config.num_classes
     samples = settings.steps * (settings.batch_size // objective.rows_per_sample)
 
-    def loss(net: nn.Module, loaded: LoadedBatch) -> Loss:
+    def losses(net: nn.Module, loaded: LoadedBatch, pieces: int) -> Iterator[Loss]:
         data = {name: column for name, column in loaded.columns.items() if name != "label"}
         if "latent" in data:
             data["latent"] = data["latent"].float()
@@ -107,9 +129,9 @@ def generator_loss(
         progress = (torch.tensor(loaded.positions) / samples).to(labels.device, non_blocking=True)
         y = labels.masked_fill(dropped, num_classes)  # which stands for "no label"
         batch = Batch(data, y, loaded.positions, progress, draws, time_shift)
-        return objective(Models(net, network, velocity, state), batch)
+        return objective.losses(Models(net, network, velocity, state), batch, pieces)
 
-    return loss
+    return losses
 
 
 def train_generator(
@@ -124,8 +146,9 @@ def train_generator(
     """
     network, shift = start.network, start.time_shift
     guidance = guidance or Guidance()
-    inputs = start.inputs | {objective.reads: data.artifact} | ({"teacher": teacher.artifact} if teacher else {})
+    inputs = start.inputs | {objective.reads or "latents": data.artifact}
     if teacher:
+        inputs["teacher"] = teacher.artifact
         check_fit(data, teacher)
     if settings.sample_every and not options.dry_run and not ("rae" in inputs and inputs["rae"].path.exists()):
         raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
@@ -133,6 +156,8 @@ def train_generator(
     config = {
         "time_shift": shift, "class_names": start.class_names, "preset": preset, "class_dropout": settings.class_dropout
     }  # fmt: skip
+
+    order = training_order(objective, data, network.config.num_classes)
 
     def tasks() -> Iterator[Task]:
         velocity = None
@@ -142,8 +167,8 @@ def train_generator(
         state = objective.initial_state(network)
         loss = generator_loss(stage, network, objective, settings, shift, velocity=velocity, state=state)
         yield Task(
-            network=network, dataset=data.dataset, loss=loss, settings=settings, blocks=network.blocks, state=state,
-            rows_per_sample=objective.rows_per_sample,
+            network=network, data=order, loss=loss, settings=settings, blocks=network.blocks, state=state,
+            rows_per_sample=objective.rows_per_sample, coupling=objective.coupling,
             resume_key=asdict(network.config) | chosen | {role: artifact.digest for role, artifact in inputs.items()},
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """The training log: one line of JSON per so many steps, in a file beside the output."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,22 @@ class LogLine:
     """Before clipping."""
     learning_rate: float
     samples_per_second: float
+    parts: dict[str, float] = field(default_factory=dict)
+    """What the loss shows besides, by name."""
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """All numbers by name, those of the loss under their own."""
+        values = asdict(self)
+        parts = values.pop("parts")
+        return {**values, **parts}.items()
+
+
+_ALWAYS = [item.name for item in fields(LogLine) if item.name != "parts"]
 
 
 def append(path: Path, line: LogLine) -> None:
     with write_errors(path), path.open("a") as file:
-        file.write(json.dumps(asdict(line)) + "\n")
+        file.write(json.dumps(dict(line.items())) + "\n")
 
 
 def truncate(path: Path, step: int) -> None:
@@ -55,7 +67,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
-            lines.append({name: float(line[name]) for name in LogLine.__dataclass_fields__})
+            lines.append({name: float(line[name]) for name in (*_ALWAYS, *line)})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not a line of a training log") from error
     return lines

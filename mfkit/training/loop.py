@@ -44,10 +44,10 @@ def train(task: Task, options: RunOptions) -> None:
 
 def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     settings, output, world = task.settings, run_path(options, task), processes()
-    sharding = _sharding(settings, task.rows_per_sample, world.process_index, world.num_processes)
+    sharding, pieces = _sharding(task, world.process_index, world.num_processes)
     train_state = TrainState(
         task.network, task.blocks, settings,
-        accumulation=sharding.accumulation, trackers=options.trackers, folder=output.parent,
+        accumulation=sharding.accumulation * pieces, trackers=options.trackers, folder=output.parent,
     )  # fmt: skip
     accelerator = train_state.accelerator
     if train_state.sharded and settings.sample_every:
@@ -81,14 +81,14 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     recent: deque[tuple[int, list[Batch]]] = deque(maxlen=2)  # steps, counted from 1, and this process's part of them
     done = first_step
     batches = train_batches(
-        task.dataset, sharding, first_step=first_step, last_step=settings.steps, seed=settings.seed,
+        task.data, sharding, first_step=first_step, last_step=settings.steps, seed=settings.seed,
         workers=settings.workers,
     )  # fmt: skip
     for step in progress(range(first_step, settings.steps), initial=first_step, total=settings.steps):
         done = step + 1
         micro_batches = list(islice(batches, sharding.accumulation))
         recent.append((done, micro_batches))
-        norm, rate = train_state.step(step, micro_batches, task.loss, meter.add)
+        norm, rate = train_state.step(step, micro_batches, task.loss, meter.add, pieces)
         meter.end_step(norm)
         regular = done == settings.steps or done % settings.save_every == 0
         status.after_step(done, meter.sums)
@@ -101,7 +101,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
             line = meter.write(done, rate)
             logger.debug("step %d of %d: loss %.4g, mse %.4g", done, settings.steps, line.loss, line.mse)
         if to_save:
-            task.dataset.skips.sync()
+            task.data.skips.sync()
             checkpoint.save(output, done, resume_key, train_state, task.state, keep=settings.keep)
             status.saved()
         if status.signal:
@@ -118,21 +118,25 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
             f"{number.name}: saved after step {done} of {settings.steps}; run the same command to resume", number
         )
     train_state.take_ema()
-    task.dataset.skips.report()
+    task.data.skips.report()
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
     task.network.eval()
 
 
-def _sharding(settings: TrainingSettings, rows_per_sample: int, rank: int, processes: int) -> BatchSharding:
-    """Shares of the dataset's samples, each of which becomes ``rows_per_sample`` rows of the network."""
-    for rows in (settings.batch_size, settings.micro_batch):
-        if rows % rows_per_sample:
-            raise UsageError(f"a batch of {rows} does not divide by {rows_per_sample} pairs per trajectory")
-    samples = settings.batch_size // rows_per_sample
-    micro_batch = settings.micro_batch // rows_per_sample or max(1, samples // processes)
-    return BatchSharding(samples, micro_batch, rank, processes)
+def _sharding(task: Task, rank: int, processes: int) -> tuple[BatchSharding, int]:
+    """Shares of the data's samples, and the pieces of a micro-batch whose rows the loss takes together."""
+    batch_size, per_sample = task.settings.batch_size, task.rows_per_sample
+    if batch_size % per_sample:
+        raise UsageError(f"--batch-size {batch_size} does not divide by the {per_sample} rows that a sample becomes")
+    samples = batch_size // per_sample
+    share = per_sample * max(1, samples // processes)
+    rows = task.settings.micro_batch or share
+    together = {"none": rows, "sample": max(rows, per_sample), "step": share}[task.coupling]
+    if together % rows or together % per_sample:
+        raise UsageError(f"--micro-batch {rows} does not go into {together} rows of {per_sample} a sample")
+    return BatchSharding(samples, together // per_sample, rank, processes), together // rows
 
 
 _MAY_CHANGE = (
@@ -168,26 +172,32 @@ class _Meter:
         self._accelerator, self._settings, self._log = accelerator, settings, log
         self.sums = torch.zeros(3, device=accelerator.device)
         """Of loss, squared error, gradient norm since the last line."""
+        self._parts: dict[str, Tensor] = {}
         self._micro_batches, self._step, self._clock = 0, first_step, time.perf_counter()
 
     def add(self, loss: Loss) -> None:
         self.sums[:2] += torch.stack([loss.value.detach(), loss.mse]).float()
+        for name, value in loss.parts.items():
+            self._parts[name] = self._parts.get(name, 0) + value.detach().float()
         self._micro_batches += 1
 
     def end_step(self, norm: Tensor) -> None:
         self.sums[2] += norm
 
     def write(self, step: int, rate: float) -> training_log.LogLine:
-        loss, error, norms = self._accelerator.reduce(self.sums, "mean").tolist()
+        sums = torch.stack([*self.sums, *self._parts.values()])
+        loss, error, norms, *parts = self._accelerator.reduce(sums, "mean").tolist()
         steps, seconds = step - self._step, time.perf_counter() - self._clock
         line = training_log.LogLine(
             step, loss / self._micro_batches, error / self._micro_batches, norms / steps, rate,
             steps * self._settings.batch_size / seconds,
+            {name: value / self._micro_batches for name, value in zip(self._parts, parts, strict=True)},
         )  # fmt: skip
         if self._accelerator.is_main_process:
             training_log.append(self._log, line)
         if self._accelerator.log_with:
-            self._accelerator.log({name: value for name, value in asdict(line).items() if name != "step"}, step=step)
+            self._accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
         self.sums.zero_()
+        self._parts.clear()
         self._micro_batches, self._step, self._clock = 0, step, time.perf_counter()
         return line

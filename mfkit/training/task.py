@@ -1,6 +1,6 @@
 """One training as a value: what is trained, on what, by which loss, and how the command that does it runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,17 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn
 
 from mfkit.config.settings import TrainingSettings
-from mfkit.data.loader import Batch, Dataset
+from mfkit.data.loader import Batch
+from mfkit.data.order import TrainingOrder
+from mfkit.data.stream import StreamDataset
 from mfkit.errors import UsageError
-from mfkit.flow.objectives.base import Loss
+from mfkit.flow.objectives.base import Coupling, Loss
 
-LossFunction = Callable[[nn.Module, Batch], Loss]
-"""(network in its data-parallel wrapper, samples) -> loss."""
+LossFunction = Callable[[nn.Module, Batch, int], Iterator[Loss]]
+"""(network in its data-parallel wrapper, samples, pieces) -> as many losses, whose mean is that of the samples.
+
+Each is differentiated before the next is asked for, so that the graph of one piece is in memory.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class Task:
 
     network: nn.Module
     """Without wrapper. Its parameters that require a gradient are trained, in place; at the end they are their EMA."""
-    dataset: Dataset
+    data: TrainingOrder | StreamDataset
     loss: LossFunction
     settings: TrainingSettings
     resume_key: dict[str, Any]
@@ -31,13 +36,24 @@ class Task:
     blocks: Iterable[nn.Module] = ()
     """The network's repeated blocks: the units of compilation, of activation checkpointing and of FSDP."""
     rows_per_sample: int = 1
-    """Rows of the network that a sample of the dataset becomes."""
+    """Rows of the network that a sample of the data becomes."""
+    coupling: Coupling = "none"
+    """Which rows the loss takes together; others are independent."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that the loss keeps between steps and changes in place; they are in the checkpoint."""
     draw_grid: Callable[[int], None] | None = None
     """Draws a sample grid after so many steps; the network holds its EMA meanwhile."""
     suffix: str = ""
     """Of its log and checkpoints, where a command trains more than one network."""
+
+
+def in_one_piece(loss: Callable[[nn.Module, Batch], Loss]) -> LossFunction:
+    """The loss function of rows that are independent, which need no pieces."""
+
+    def losses(network: nn.Module, batch: Batch, pieces: int) -> Iterator[Loss]:
+        yield loss(network, batch)
+
+    return losses
 
 
 @dataclass(frozen=True, kw_only=True)

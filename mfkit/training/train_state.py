@@ -31,7 +31,9 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def ema_decay(settings: TrainingSettings, step: int) -> float:
-    """The decay of the weights' EMA after a step, counted from 0: rises to its setting, the first is 0."""
+    """The decay of the weights' EMA after a step, counted from 0: rises to its setting, from 0.5 or 0."""
+    if settings.ema_warmup:
+        return min(settings.ema, 0.5 * (2 * settings.ema) ** (step / settings.ema_warmup))
     return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
 
 
@@ -42,7 +44,10 @@ class TrainState:
         self, network: nn.Module, blocks: Iterable[nn.Module], settings: TrainingSettings, *, accumulation: int = 1,
         trackers: Iterable[str] = (), folder: Path | None = None,
     ) -> None:  # fmt: skip
-        """:param blocks: repeated parts of the network: units of compilation, of recomputation and of FSDP."""
+        """
+        :param blocks: repeated parts of the network: units of compilation, of recomputation and of FSDP.
+        :param accumulation: backward passes of a step.
+        """
         self.settings = settings
         self.accelerator = Accelerator(
             cpu=processes().device.type == "cpu",
@@ -79,23 +84,27 @@ class TrainState:
         )
 
     def step(
-        self, number: int, batches: Iterable[Batch], loss_function: LossFunction, on_loss: Callable[[Loss], None]
-    ) -> tuple[Tensor, float]:
+        self, number: int, batches: Iterable[Batch], loss_function: LossFunction, on_loss: Callable[[Loss], None],
+        pieces: int = 1,
+    ) -> tuple[Tensor, float]:  # fmt: skip
         """Step ``number``, counted from 0, on these micro-batches: gradient norm before clipping, and learning rate.
 
-        Processes exchange gradients in the last of them. ``on_loss`` is called with the loss of each.
+        Processes exchange gradients in the last piece of the last of them. ``on_loss`` is called with each loss.
+
+        :param pieces: into which the loss function cuts each of them.
         """
         rate = learning_rate(self.settings, number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for micro_batch in batches:
             columns = send_to_device(micro_batch.columns, self.accelerator.device, non_blocking=True)
-            batch = Batch(micro_batch.positions, columns)
-            with self.accelerator.accumulate(self.network):
-                with autocast(self.settings.precision, self.accelerator.device):
-                    loss = loss_function(self.network, batch)
-                self.accelerator.backward(loss.value)
-            on_loss(loss)
+            losses = loss_function(self.network, Batch(micro_batch.positions, columns), pieces)
+            for _ in range(pieces):
+                with self.accelerator.accumulate(self.network):
+                    with autocast(self.settings.precision, self.accelerator.device):
+                        loss = next(losses)
+                    self.accelerator.backward(loss.value)
+                on_loss(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -6,8 +6,9 @@ plan and the checkpoints know no more of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from mfkit.flow.times import shift_times
@@ -26,6 +27,9 @@ Stage = Literal["train-teacher", "midtrain", "distill", "bootstrap", "train-mean
 DataKind = Literal["latents", "trajectories"]
 """What a batch holds: ``latent`` (B, C, H, W); or ``states`` (B, S + 1, C, H, W) and falling ``times`` (B, S + 1)."""
 
+Coupling = Literal["none", "sample", "step"]
+"""Which rows a loss takes together: each alone, those of a sample, all of a step."""
+
 GRADIENT = 3
 """Forward passes that an evaluation with gradients is worth: the backward pass is two."""
 
@@ -37,6 +41,8 @@ class Loss(NamedTuple):
     """(), what is differentiated."""
     mse: Tensor
     """(), mean squared error per element, without weights and without a gradient."""
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    """() each, what else the log shows, by name; the same names in every step."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,21 @@ class Objective(Settings):
     """One line for the help, with the paper."""
     stages: ClassVar[tuple[Stage, ...]]
     """The commands that offer it."""
-    reads: ClassVar[DataKind] = "latents"
+    reads: ClassVar[DataKind | None] = "latents"
+    """None for class indices alone."""
+    coupling: ClassVar[Coupling] = "none"
+    drops_labels: ClassVar[bool] = True
+    """Whether some rows may be trained without their label."""
 
     @property
     def rows_per_sample(self) -> int:
         """Rows of the network that a sample of the data becomes."""
         return 1
+
+    @property
+    def class_group(self) -> int:
+        """Latents of one class that are read together, as one sample; 0 reads them one by one, of any class."""
+        return 0
 
     def forward_passes(self, stage: Stage) -> float:
         """What a row costs, in forward passes of the network, the teacher's included."""
@@ -102,6 +117,10 @@ class Objective(Settings):
     def initial_state(self, network: Callable[..., Tensor]) -> dict[str, Tensor]:
         """Tensors that it keeps between steps, by name; the same in every process."""
         return {}
+
+    def losses(self, models: Models, batch: Batch, pieces: int) -> Iterator[Loss]:
+        """The loss of a batch in pieces, whose mean it is; there is one, unless the rows are coupled."""
+        yield self(models, batch)
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
         """The loss of a batch. It draws from ``batch.draws`` alone, so that a resumed run repeats it."""
