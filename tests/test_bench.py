@@ -35,6 +35,14 @@ def test_an_objective_and_a_size(mfkit) -> None:
     done = mfkit(f"{command} --objective interval-split --activation-checkpointing --json")
     figures = json.loads(done.out)
     assert figures["objective"] == "interval-split" and figures["network"]["side"] == 2
+    by_class = json.loads(mfkit("bench loader --objective drifting --preset digits --rounds 1 --json").out)
+    assert by_class["class_group"] == 128 and by_class["bytes_per_second"] > 0
+    drifting = json.loads(
+        mfkit("bench bootstrap --objective drifting --preset digits --batch-size 96 --rounds 1 --json").out
+    )
+    Path("bench.json").write_text(json.dumps(drifting))
+    plan = json.loads(mfkit("plan --preset digits --bench bench.json --json").out)
+    assert plan["drifting"]["stage"]["teraflops_per_second"] == pytest.approx(drifting["flops_per_second"] / 1e12)
     assert mfkit(command).out.splitlines()[1].startswith("distill ")
 
 

@@ -99,6 +99,12 @@ def test_the_cost_of_a_recipe_by_hand(mfkit) -> None:
     assert {stage: told["gpu_days"] for stage, told in cost["paper"].items()} == {
         "train-teacher": 78, "midtrain": 2.1, "distill": 21
     }  # fmt: skip
+    drifting = cost["drifting"]["stage"]
+    assert drifting["flops"] == pytest.approx(10_000 * 32 * (3 * 64 + 192) * one)
+    assert drifting["bytes_read_per_step"] == 32 * 256 * 768 * 16 * 16 * 2
+    assert cost["drifting"]["total"]["flops"] == pytest.approx(
+        cost["total"]["flops"] - stages["distill"]["flops"] - stages["bootstrap"]["flops"] + drifting["flops"]
+    )
     told = cost["paper"]["train-teacher"]
     assert told["flops"] == pytest.approx(800 * 1_281_167 * 3 * one)
     assert told["teraflops_per_second"] == pytest.approx(told["flops"] / 78 / 86400 / 1e12)

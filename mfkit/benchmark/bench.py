@@ -10,7 +10,7 @@ from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.settings import STAGES, TRAININGS, BenchSettings
 from mfkit.benchmark.training import measure_training
 from mfkit.errors import UsageError
-from mfkit.flow.objectives import objectives_of
+from mfkit.flow.objectives import OBJECTIVES, objectives_of
 
 
 def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
@@ -19,7 +19,9 @@ def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
         raise UsageError(f"there is no stage {stage}; choose from {', '.join(STAGES)}, all")
     if stage not in TRAININGS:
         given = [name for name in ("objective", "compile", "activation_checkpointing") if getattr(settings, name)]
-        if given and (stage != "all" or "objective" in given):
+        by_latents = settings.objective and OBJECTIVES[settings.objective].reads == "latents"
+        of_loader = stage == "loader" and by_latents and given == ["objective"]
+        if given and not of_loader and (stage != "all" or "objective" in given):
             raise UsageError(f"--{given[0].replace('_', '-')} is of a training stage; name one")
     elif settings.objective and settings.objective not in objectives_of(stage):
         raise UsageError(f"--objective {settings.objective} is not of {stage}")

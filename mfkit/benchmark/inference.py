@@ -12,20 +12,22 @@ import torch
 from mfkit.benchmark.machine import seconds
 from mfkit.benchmark.networks import Networks
 from mfkit.benchmark.result import figures
-from mfkit.config.presets import resolve
-from mfkit.config.settings import EncodeSettings, GeneratorSettings, SampleSettings, TrajectorySettings
+from mfkit.config.presets import resolve, resolve_training
+from mfkit.config.settings import EncodeSettings, SampleSettings, TrajectorySettings
 from mfkit.data.codecs import array_bytes
 from mfkit.data.latents import open_latents
 from mfkit.data.loader import BatchSharding, train_batches
 from mfkit.data.writer import ShardRecord, TarSample
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
+from mfkit.flow.objectives import OBJECTIVES, Stage
 from mfkit.flow.solvers import SOLVERS
 from mfkit.inference.encode import Encoding
 from mfkit.inference.output import Job, Result, write_folder
 from mfkit.inference.sample import Sampling
 from mfkit.inference.trajectories import Trajectories
 from mfkit.runtime.distributed import processes
+from mfkit.training.generator import training_order
 
 _LOADER_BYTES = 2**28
 """Of latents that the loader reads."""
@@ -76,37 +78,41 @@ def _flags(networks: Networks) -> dict[str, Any]:
 
 
 def measure_loader(networks: Networks) -> dict[str, Any]:
-    """Batches of latents from shards in the page cache, shuffled, as training reads them."""
+    """Batches of latents from shards in the page cache, as a training reads them: shuffled, or by class."""
     asked = networks.settings
-    settings = resolve(GeneratorSettings, "train-teacher", asked.preset)
+    stage: Stage = OBJECTIVES[asked.objective].stages[0] if asked.objective else "train-teacher"
+    settings, objective = resolve_training(stage, asked.preset, {"objective": asked.objective})
+    group = objective.class_group
     one = networks.random_latents(1).nbytes
-    count = max(4 * networks.rows, min(20_000, _LOADER_BYTES // one))
-    steps = count // networks.rows
+    rows = group or networks.rows
+    count = max(4 * rows, min(20_000, _LOADER_BYTES // one))
+    steps = count // rows
     with TemporaryDirectory() as name:
-        write_folder(_RandomLatents(networks, count), Path(name) / "latents", overwrite=False)
-        dataset = open_latents("latents", str(Path(name) / "latents")).dataset
-        sharding = BatchSharding(networks.rows, networks.rows)
+        classes = count // group if group else networks.config.num_classes
+        write_folder(_RandomLatents(networks, count, classes), Path(name) / "latents", overwrite=False)
+        order = training_order(objective, open_latents("latents", str(Path(name) / "latents")), classes)
+        sharding = BatchSharding(1, 1) if group else BatchSharding(rows, rows)
 
         def read() -> None:
-            for _ in train_batches(dataset, sharding, first_step=0, last_step=steps, seed=0, workers=settings.workers):
+            for _ in train_batches(order, sharding, first_step=0, last_step=steps, seed=0, workers=settings.workers):
                 pass
 
         taken = [seconds(read) for _ in range(1 + asked.rounds)]
-    samples = steps * networks.rows
-    return figures(samples, taken[1:], bytes_read=samples * one, workers=settings.workers)
+    samples = steps * rows
+    return figures(samples, taken[1:], bytes_read=samples * one, workers=settings.workers, class_group=group)
 
 
 class _RandomLatents(Job):
     kind = "latents"
     num_shards = 1
 
-    def __init__(self, networks: Networks, count: int) -> None:
-        self._networks, self._count = networks, count
+    def __init__(self, networks: Networks, count: int, classes: int) -> None:
+        self._networks, self._count, self._class_names = networks, count, networks.class_names[:classes]
         self.inputs, self.resume_key = {}, {}
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
         for index in range(self._count):
-            label = torch.tensor([index % self._networks.config.num_classes])
+            label = torch.tensor([index % len(self._class_names)])
             yield Result(0, [index], self._networks.random_latents(1).numpy(), label)
 
     def pack(self, result: Result) -> list[TarSample]:
@@ -114,4 +120,4 @@ class _RandomLatents(Job):
         return [{"__key__": f"{result.indices[0]:09d}", "latent.npy": array_bytes(result.values[0]), "cls": label}]
 
     def describe(self, records: list[ShardRecord] | None) -> dict[str, Any]:
-        return {"shape": list(self._networks.config.latent_shape), "class_names": self._networks.class_names}
+        return {"shape": list(self._networks.config.latent_shape), "class_names": self._class_names}

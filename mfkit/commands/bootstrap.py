@@ -8,11 +8,16 @@ import typer
 from mfkit.commands import options
 from mfkit.config.settings import GeneratorSettings
 
+_NAMES = {None: "mft", "mean-flow": "mft"}
+"""Of the file, by objective, where it is not the objective's own."""
+
 
 @options.command(
     "Train", GeneratorSettings, stage="bootstrap",
     examples="""
     mfkit bootstrap --init mfd.safetensors -o mft.safetensors
+    mfkit bootstrap --init cmt.safetensors --objective drifting \\
+        -o drift.safetensors
     """,
 )  # fmt: skip
 def bootstrap(
@@ -24,12 +29,14 @@ def bootstrap(
 ) -> str:
     """Improve a student without its teacher.
 
-    Mean-flow training by the conditional velocity e - x in place of the teacher's, on the latents that the student
-    was trained on. Without -o it is written beside it, as mft.safetensors. From random weights: train-mean-flow.
+    Mean-flow training by the conditional velocity e - x in place of the teacher's, or post-training by a distance
+    between distributions (drifting), on the latents that the student was trained on. Without -o it is written beside
+    it, as mft.safetensors, or by its objective's name. From random weights: train-mean-flow.
     """
     from mfkit.commands.training import latents_of, train_student
     from mfkit.models.files import open_generator
 
     student = open_generator(init, "student")
     data = latents_of(student, latents, run)
-    return train_student("bootstrap", student, data, output or init.with_name("mft.safetensors"), run, flags)
+    name = _NAMES.get(flags.get("objective"), flags.get("objective"))
+    return train_student("bootstrap", student, data, output or init.with_name(f"{name}.safetensors"), run, flags)

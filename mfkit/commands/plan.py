@@ -73,20 +73,27 @@ def _text(cost: dict[str, Any]) -> str:
         f"{cost['preset']}: {cost['views']:,} views of {cost['images']:,} images, "
         f"{cost['trajectories']:,} trajectories; {cost['teraflops_per_second']:g} x 10^12 operations a second where no "
         "rate was measured",
-        _row("stage", "steps", "samples*", "FLOPs*", "FLOPs", "10^12/s", "GPU-days", "paper", "GB on disk"),
+        _row("stage", "steps", "samples*", "FLOPs*", "GB read*", "FLOPs", "10^12/s", "GPU-days", "paper", "GB on disk"),
     ]
-    for name, stage in {**cost["stages"], "total": cost["total"]}.items():
+    short = cost["drifting"]
+    rows = {**cost["stages"], "total": cost["total"], "drifting**": short["stage"], "total with it": short["total"]}
+    for name, stage in rows.items():
         one = stage.get("flops_per_step", stage.get("flops_per_sample"))
         lines.append(
             _row(
                 name, f"{stage['steps']:,}" if "steps" in stage else "", str(stage.get("samples_per_step", "")),
-                f"{one:.3g}" if one else "", f"{stage['flops']:.3g}",
+                f"{one:.3g}" if one else "",
+                f"{stage['bytes_read_per_step'] / 1e9:.3g}" if "bytes_read_per_step" in stage else "",
+                f"{stage['flops']:.3g}",
                 f"{stage['teraflops_per_second']:.4g}" if "teraflops_per_second" in stage else "",
                 f"{stage['gpu_days']:.3g}", f"{paper[name]['gpu_days']:g}" if name in paper else "",
                 f"{stage['bytes'] / 1e9:,.1f}" if "bytes" in stage else "",
             )
         )  # fmt: skip
-    lines.append("* a step; an image or trajectory where there are no steps. Matrix products alone are counted")
+    lines += [
+        "*  a step; an image or trajectory where there are no steps. Matrix products alone are counted",
+        "** bootstrap --objective drifting, after midtrain, in the place of distill and bootstrap",
+    ]
     lines += [
         f"{name}: the paper {spent['why']}: {spent['flops']:.3g} FLOPs in its {spent['gpu_days']:g} days are "
         f"{spent['teraflops_per_second']:.0f} x 10^12 a second"

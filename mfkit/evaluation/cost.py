@@ -8,8 +8,8 @@ from typing import Any
 from mfkit.artifacts.json_files import parse, read_json
 from mfkit.autoencoders.files import autoencoder_of
 from mfkit.autoencoders.rae import RAEConfig, rae_outline
-from mfkit.config.presets import DECODER_SIZES, PRESETS, PresetName, Published, resolve, resolve_objective
-from mfkit.config.settings import AutoencoderSettings, DTypeName, EncodeSettings, GeneratorSettings, TrajectorySettings
+from mfkit.config.presets import DECODER_SIZES, PRESETS, PresetName, Published, resolve, resolve_training
+from mfkit.config.settings import AutoencoderSettings, DTypeName, EncodeSettings, TrajectorySettings
 from mfkit.data.codecs import DTYPES
 from mfkit.errors import InputError
 from mfkit.evaluation.flops import RULES, Flops, decoder_flops, encoder_flops, generator_flops, vanilla_flops
@@ -21,6 +21,8 @@ from mfkit.models.files import open_generator
 _COMPARABLE = 256
 """Side in pixels from which on vanilla mean flow is set beside: its VAE is made for such images."""
 _DAY = 86_400
+_SHORT = "drifting"
+"""The objective of the short chain's last stage."""
 _TRAININGS: tuple[Stage, ...] = ("train-teacher", "midtrain", "distill", "bootstrap")
 
 
@@ -47,7 +49,7 @@ def recipe_cost(
     """What the stages of a preset's recipe cost: operations, bytes on disk, and GPU-days.
 
     Nothing but matrix products is counted, and an evaluation with gradients as three forward passes; the objective says
-    how many a sample takes.
+    how many a sample takes. Beside the paper's chain stands the short one, from mid-training to drifting.
 
     :param images: number of training images; None for the recipe's. Likewise ``mirror`` and ``trajectories``.
     :param solver_steps: of the trajectories; None for the preset's. Likewise ``dtype``, of latents and trajectories.
@@ -62,14 +64,19 @@ def recipe_cost(
     solved = resolve(TrajectorySettings, "trajectories", preset, {"dtype": dtype, "solver_steps": solver_steps})
     latent = prod(_latent_shape(preset))
     encoder = 1e9 * encoder_flops(rae_outline(preset_rae(preset)))["flops"]
-    stages: dict[str, dict[str, Any]] = {
-        "encode": _inference(views, encoder) | {"bytes": views * latent * DTYPES[stored.dtype].itemsize},
-        "train-teacher": _training("train-teacher", preset, one),
-        "trajectories": _inference(count, SOLVERS[solved.solver].evaluations(solved.solver_steps) * one)
-        | {"bytes": count * (solved.solver_steps + 1) * latent * DTYPES[solved.dtype].itemsize},
-        **{stage: _training(stage, preset, one) for stage in _TRAININGS[1:]},
+    sizes = {
+        "latents": latent * DTYPES[stored.dtype].itemsize,
+        "trajectories": (solved.solver_steps + 1) * latent * DTYPES[solved.dtype].itemsize,
     }
-    for name, stage in stages.items():
+    stages: dict[str, dict[str, Any]] = {
+        "encode": _inference(views, encoder) | {"bytes": views * sizes["latents"]},
+        "train-teacher": _training("train-teacher", preset, one, sizes),
+        "trajectories": _inference(count, SOLVERS[solved.solver].evaluations(solved.solver_steps) * one)
+        | {"bytes": count * sizes["trajectories"]},
+        **{stage: _training(stage, preset, one, sizes) for stage in _TRAININGS[1:]},
+    }
+    drifting = _training("bootstrap", preset, one, sizes, _SHORT)
+    for name, stage in (stages | {f"bootstrap {_SHORT}": drifting}).items():
         stage["teraflops_per_second"] = rates.get(name, rate)
         stage["gpu_days"] = stage["flops"] / (stage["teraflops_per_second"] * 1e12) / _DAY
     result: dict[str, Any] = {
@@ -79,11 +86,8 @@ def recipe_cost(
         "trajectories": count,
         "teraflops_per_second": rate,
         "stages": stages,
-        "total": {
-            "flops": sum(stage["flops"] for stage in stages.values()),
-            "gpu_days": sum(stage["gpu_days"] for stage in stages.values()),
-            "bytes": sum(stage.get("bytes", 0) for stage in stages.values()),
-        },
+        "total": _total(stages),
+        _SHORT: {"stage": drifting, "total": _total({**_before(stages), _SHORT: drifting})},
     }
     if recipe.published:
         result["paper"] = {stage: _published(spent, one) for stage, spent in recipe.published.items()}
@@ -101,7 +105,10 @@ def measured_rates(path: Path) -> dict[str, float]:
     for entry in entries:
         entry = parse(dict, entry, f"{path}, which is not what mfkit bench --json prints,")
         if "flops_per_second" in entry:
-            rates[parse(str, entry.get("stage"), path)] = parse(float, entry["flops_per_second"], path) / 1e12
+            stage = parse(str, entry.get("stage"), path)
+            if entry.get("objective") == _SHORT:
+                stage = f"{stage} {_SHORT}"
+            rates[stage] = parse(float, entry["flops_per_second"], path) / 1e12
     if not rates or not all(rate > 0 for rate in rates.values()):
         raise InputError(f"{path} holds the rate of no stage, or one that is not above 0")
     return rates
@@ -118,17 +125,31 @@ def _published(spent: Published, one: float) -> dict[str, Any]:
     }
 
 
-def _training(stage: Stage, preset: PresetName, one: float) -> dict[str, Any]:
-    settings = resolve(GeneratorSettings, stage, preset)
-    passes = resolve_objective(stage, preset, {}, settings.precision).forward_passes(stage)
+def _training(
+    stage: Stage, preset: PresetName, one: float, sizes: Mapping[str, int], objective: str | None = None
+) -> dict[str, Any]:
+    """:param sizes: bytes of a sample of each kind of data. :param objective: None for the stage's default."""
+    settings, loss = resolve_training(stage, preset, {"objective": objective})
+    passes = loss.forward_passes(stage)
     per_step = settings.batch_size * passes * one
+    samples = settings.batch_size // loss.rows_per_sample * max(1, loss.class_group)
     return {
         "steps": settings.steps,
         "samples_per_step": settings.batch_size,
         "forward_passes_per_sample": passes,
         "flops_per_step": per_step,
+        "bytes_read_per_step": samples * sizes[loss.reads] if loss.reads else 0,
         "flops": settings.steps * per_step,
     }
+
+
+def _before(stages: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The stages that come before drifting, which takes the place of distillation and bootstrapping."""
+    return {name: stage for name, stage in stages.items() if name not in ("distill", "bootstrap")}
+
+
+def _total(stages: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    return {name: sum(stage.get(name, 0) for stage in stages.values()) for name in ("flops", "gpu_days", "bytes")}
 
 
 def _inference(samples: int, per_sample: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from mfkit.flow.objectives.base import Objective, Stage
 from mfkit.flow.objectives.cmt import CMT
+from mfkit.flow.objectives.drifting import Drifting
 from mfkit.flow.objectives.flow_matching import FlowMatching
 from mfkit.flow.objectives.interval_split import IntervalSplit
 from mfkit.flow.objectives.mean_flow import MeanFlow
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         CMT,
         MeanFlow,
         IntervalSplit,
+        Drifting,
     )
 }
 
