@@ -32,7 +32,7 @@ from mfkit.flow.objectives.mean_flow import MeanFlow
 from mfkit.flow.times import expand_to
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import autocast
-from mfkit.training.generator import frozen_velocity, generator_loss
+from mfkit.training.generator import frozen_velocity, generator_loss, models_of
 from mfkit.training.train_state import TrainState
 
 
@@ -61,7 +61,7 @@ def steps(stage: Stage, networks: Networks, rounds: int) -> dict[str, Any]:
     network = networks.build("student")
     state = TrainState(network, network.blocks, settings)
     losses = {
-        name: generator_loss(stage, network, objective, settings, networks.time_shift, velocity=velocity)
+        name: generator_loss(stage, network, models_of(network, velocity), objective, settings, networks.time_shift)
         for name, objective in (("ours", ours), ("plain", Plain(**asdict(replace(ours, derivative="central")))))
     }
     taken: dict[str, list[float]] = {"ours": [], "plain": []}

@@ -115,7 +115,9 @@ def test_views_of_a_latent() -> None:
 def batch(real: Tensor, positions: list[int]) -> Batch:
     """:param real: (G, P, C, H, W)."""
     labels = torch.arange(len(real))
-    return Batch({"latent": real}, labels, positions, torch.zeros(len(real)), Draws(0, "test", positions), 1.0)
+    return Batch(
+        {"latent": real}, labels, positions, torch.zeros(len(real)), Draws(0, "test", positions), 1.0, real.shape[2:]
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -38,7 +37,7 @@ class Centred(Objective):
     def forward_passes(self, stage: Stage) -> float:
         return GRADIENT
 
-    def initial_state(self, network: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def initial_state(self, models: Models) -> dict[str, Tensor]:
         return {"mean": torch.zeros(32, 4, 4)}
 
     def __call__(self, models: Models, batch: Batch) -> Loss:

@@ -227,7 +227,7 @@ def test_times_of_an_interval_are_ordered_and_uniform_before_the_shift() -> None
     samples = 100_000
     batch = Batch(
         {"latent": torch.zeros(samples, 1, 1, 1)}, torch.zeros(samples), range(samples), torch.zeros(samples),
-        Draws(0, "distill", range(samples)), time_shift=1.0,
+        Draws(0, "distill", range(samples)), time_shift=1.0, latent_shape=(1, 1, 1),
     )  # fmt: skip
     points = MeanFlow(ratio_r_equals_t=0.75).points(Models(linear_u, linear_u), batch)
     r, t, longer = points.r, points.t, points.longer
@@ -240,7 +240,9 @@ def test_times_of_an_interval_are_ordered_and_uniform_before_the_shift() -> None
 def test_velocity_is_the_teachers_where_there_is_one() -> None:
     x = torch.randn(4, 3, 2, 2)
     draws = Draws(0, "distill", range(4))
-    batch = Batch({"latent": x}, torch.arange(4), range(4), torch.zeros(4), draws, time_shift=2.0)
+    batch = Batch(
+        {"latent": x}, torch.arange(4), range(4), torch.zeros(4), draws, time_shift=2.0, latent_shape=(3, 2, 2)
+    )
     objective = MeanFlow()
     alone = objective.points(Models(linear_u, linear_u), batch)
     assert torch.equal(alone.v, draws.normal("noise", (3, 2, 2)) - x)
@@ -249,7 +251,8 @@ def test_velocity_is_the_teachers_where_there_is_one() -> None:
 
 
 def batch_of(data: dict[str, Tensor], y: Tensor) -> Batch:
-    return Batch(data, y, range(len(y)), torch.zeros(len(y)), Draws(0, "test", range(len(y))), time_shift=1.0)
+    draws = Draws(0, "test", range(len(y)))
+    return Batch(data, y, range(len(y)), torch.zeros(len(y)), draws, time_shift=1.0, latent_shape=())
 
 
 def test_flow_matching_of_the_right_velocity_is_zero() -> None:

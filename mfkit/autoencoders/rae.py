@@ -80,7 +80,11 @@ class RAE(Autoencoder):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to standardised latents (B, C, H, W)."""
+        """Images (B, 3, S, S) in [0, 1] to standardised latents (B, C, H, W), without a gradient."""
+        return self.standardised(images)
+
+    def standardised(self, images: Tensor) -> Tensor:
+        """The same with a gradient."""
         return (self.features(images) - self.latent_mean) / self.latent_scale
 
     def decode(self, latents: Tensor) -> Tensor:

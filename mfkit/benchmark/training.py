@@ -1,5 +1,6 @@
 """Steps of the training stages, optimiser and EMA included, on samples that are in memory."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from mfkit.flow.objectives import Objective, Stage
 from mfkit.models.generator import GeneratorKind
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import matmul_precision
-from mfkit.training.generator import frozen_velocity, generator_loss
+from mfkit.training.generator import frozen_velocity, generator_loss, models_of
 from mfkit.training.train_state import TrainState
 
 _WARM_UP = 2
@@ -39,8 +40,9 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
     network, velocity = networks.build(kind), None
     if stage == "distill":
         velocity = frozen_velocity(networks.build("teacher"), Guidance(), None, compiled=asked.compile)
-    state = objective.initial_state(network)
-    loss = generator_loss(stage, network, objective, settings, networks.time_shift, velocity=velocity, state=state)
+    models = models_of(network, velocity)
+    models = replace(models, state=objective.initial_state(models))
+    loss = generator_loss(stage, network, models, objective, settings, networks.time_shift)
     samples = networks.rows // objective.rows_per_sample
     columns = _columns(networks, objective, samples)
     train_state = TrainState(network, network.blocks, settings)

@@ -30,13 +30,15 @@ def bootstrap(
     """Improve a student without its teacher.
 
     Mean-flow training by the conditional velocity e - x in place of the teacher's, or post-training by a distance
-    between distributions (drifting), on the latents that the student was trained on. Without -o it is written beside
-    it, as mft.safetensors, or by its objective's name. From random weights: train-mean-flow.
+    between distributions (drifting, frechet), on the latents that the student was trained on. Without -o it is
+    written beside it, as mft.safetensors, or by its objective's name. From random weights: train-mean-flow.
     """
     from mfkit.commands.training import latents_of, train_student
     from mfkit.models.files import open_generator
 
     student = open_generator(init, "student")
-    data = latents_of(student, latents, run)
     name = _NAMES.get(flags.get("objective"), flags.get("objective"))
-    return train_student("bootstrap", student, data, output or init.with_name(f"{name}.safetensors"), run, flags)
+    output = output or init.with_name(f"{name}.safetensors")
+    return train_student(
+        "bootstrap", student, lambda: latents_of(student, latents, run), output, run, flags, given=latents
+    )

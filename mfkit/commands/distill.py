@@ -37,6 +37,5 @@ def distill(
 
     opened = open_generator(teacher, "teacher")
     start = open_generator(init) if init else opened
-    data = latents_of(opened, latents, run)
     output = output or teacher.with_name("mfd.safetensors")
-    return train_student("distill", start, data, output, run, flags, teacher=opened)
+    return train_student("distill", start, lambda: latents_of(opened, latents, run), output, run, flags, teacher=opened)

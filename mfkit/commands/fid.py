@@ -29,7 +29,10 @@ def fid(
     flags: options.Flags,
     features: Annotated[
         str,
-        typer.Option(help="inception, an RAE's file, or a timm model (DINOv2's for FD-DINOv2).", metavar="F"),
+        typer.Option(
+            help="inception, an RAE's file, a timm model (DINOv2's for FD-DINOv2), or pixels, pooled to 8 x 8.",
+            metavar="F",
+        ),
     ] = "inception",
     resize: Annotated[
         Literal["clean", "legacy-tf"],

@@ -37,4 +37,4 @@ def midtrain(
     opened = open_generator(teacher, "teacher")
     data = open_latents("trajectories", trajectories, classes=opened.num_classes, on_error=run.on_error)
     check_trajectories(data, opened)
-    return train_student("midtrain", opened, data, output or teacher.with_name("cmt.safetensors"), run, flags)
+    return train_student("midtrain", opened, lambda: data, output or teacher.with_name("cmt.safetensors"), run, flags)

@@ -254,7 +254,7 @@ def _choices(names: Collection[str]) -> Any:
 
 def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
     """The default of a setting, and what presets have in its place, or an objective in that of its preset."""
-    if default is None:
+    if default in (None, ()):
         return ""
     others: dict[str, list[str]] = {}
     for name, value in presets.items():

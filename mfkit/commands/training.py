@@ -1,11 +1,13 @@
 """What the commands that train generators share. Imports torch: for use inside commands only."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mfkit.commands.options import Flags, Run, preset_or
 from mfkit.config.presets import PRESETS, resolve, resolve_training
 from mfkit.config.settings import FlowSettings
 from mfkit.data.latents import LatentDataset, check_recorded, open_latents, recorded_latents
+from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives.base import Stage
 from mfkit.models.files import GeneratorFile
@@ -27,14 +29,20 @@ def train_from_latents(
 
 
 def train_student(
-    stage: Stage, init: GeneratorFile, data: LatentDataset, output: Path, run: Run, flags: Flags, *,
-    teacher: GeneratorFile | None = None,
+    stage: Stage, init: GeneratorFile, opened: Callable[[], LatentDataset], output: Path, run: Run, flags: Flags, *,
+    teacher: GeneratorFile | None = None, given: str | None = None,
 ) -> str:  # fmt: skip
-    """Trains a student that starts as ``init``."""
+    """Trains a student that starts as ``init``.
+
+    :param opened: opens the latents, where the objective looks at them. :param given: those that the user names.
+    """
     source = teacher or init
     preset = preset_or(run.preset, source.description.preset, source.path)
     settings, objective = resolve_training(stage, preset, flags)
     guidance = resolve(Guidance, stage, preset, flags)
+    if given is not None and not objective.needs_latents:
+        raise UsageError("--latents: nothing looks at latents in this training")
+    data = opened() if objective.needs_latents else None
     start = student_start(init, data, settings.seed, "init" if init is not teacher else "teacher")
     return train_generator(
         stage, start, data, objective, settings, preset, run.options(output), teacher=teacher, guidance=guidance

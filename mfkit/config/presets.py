@@ -100,6 +100,10 @@ _DIGITS = Preset(
             steps=400, batch_size=96, learning_rate=1e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
             view=("latent",), generated=48, extra=48, real=128,
         ),
+        "bootstrap frechet": _SMALL_GENERATOR | dict(
+            steps=200, batch_size=250, learning_rate=1e-5, final_learning_rate=5e-7, warmup=20, ema=0.98,
+            moments_decay=0.9, start_samples=2000, queue=2000,
+        ),
         "train-mean-flow": _SMALL_GENERATOR | dict(
             steps=2800, learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, ema=0.999, time_shift=4.0
         ),
@@ -121,7 +125,7 @@ _SMALL_IMAGES = Preset(
     commands={
         command: settings
         | (dict(image_size=0) if command == "train-rae" else {})
-        | (dict(class_dropout=0.1) if "class_dropout" in settings and "drifting" not in command else {})
+        | (dict(class_dropout=0.1) if "class_dropout" in settings and " " not in command else {})
         | (dict(norm_p=1.0) if "norm_p" in settings else {})
         for command, settings in _DIGITS.commands.items()
     },
@@ -132,6 +136,13 @@ _DRIFT_RAE = dict(
     ema_warmup=1000, class_dropout=0.0, field="token", view=("token",), generated=64, extra=192, real=256,
 )  # fmt: skip
 """Drift-RAE's figures (arXiv 2606.15553), of ImageNet at 256 pixels; none are published for 512."""
+
+_FD_LOSS = dict(
+    steps=62_500, batch_size=1024, learning_rate=1e-6, final_learning_rate=0.0, schedule="cosine", warmup=6250, ema=0.0,
+    max_grad_norm=0.0, class_dropout=0.0,
+    space=("inception", "vit_large_patch16_224.mae", "vit_so400m_patch16_siglip_256.v2_webli"),
+)  # fmt: skip
+"""FD-loss on three networks (arXiv 2604.28190), 50 epochs, whose online weights are taken."""
 
 _IMAGENET256 = Preset(
     about="ImageNet at 256 pixels, by the MF-RAE paper (arXiv 2511.13019)",
@@ -154,6 +165,7 @@ _IMAGENET256 = Preset(
         "distill": dict(steps=180_000),
         "bootstrap": dict(steps=10_000),
         "bootstrap drifting": _DRIFT_RAE,
+        "bootstrap frechet": _FD_LOSS,
         "train-mean-flow": dict(steps=1_200_000),
     },
     published={
@@ -189,6 +201,7 @@ _IMAGENET512 = Preset(
         "distill": dict(steps=20_000, batch_size=128, ema=0.9995),
         "bootstrap": dict(steps=10_000, batch_size=128, ema=0.9995),
         "bootstrap drifting": _DRIFT_RAE,
+        "bootstrap frechet": _FD_LOSS,
         "train-mean-flow": dict(steps=1_200_000),
     },
 )

@@ -46,11 +46,28 @@ def evaluate(
         result |= metric.compute(ours, real)
     if not isfinite(result["frechet_distance"]):
         raise InputError(f"the distance of {samples} to {reference} is not finite: their features are too large")
+    if trained := ours.conditions.get("trained_spaces"):
+        result |= {"trained_spaces": trained, "untrained": _untrained(samples, reference, ours, real, count, seen)}
     result |= extractor.conditions | {"samples": ours.conditions, "reference": real.conditions}
     if save_stats:
         of = {name: real.moments(name) for name in SUFFIXES if name in real.outputs or name in real.statistics}
         write_statistics(save_stats, of, extractor.conditions | {"of": real.conditions})
     return result
+
+
+def _untrained(
+    samples: str, reference: str, ours: ImageSet, real: ImageSet, count: int | None, seen: dict[str, int]
+) -> dict[str, Any] | None:
+    """The distance in a space that nothing is trained on, beside one that may have been; None without real images."""
+    names = ", ".join(one["space"] for one in ours.conditions["trained_spaces"])
+    logger.warning("%s: the model was trained by its distance in %s, where a figure is no evidence", samples, names)
+    if real.statistics:
+        logger.warning("%s holds statistics alone: give its images, for a space that was not trained on", reference)
+        return None
+    extractor, size = open_features(FeatureRequest(features="pixels")), ours.conditions["size"]
+    one = see_images(samples, extractor, ("features",), size, count=count, **seen)
+    other = see_images(reference, extractor, ("features",), None if reference.endswith(".npz") else size, **seen)
+    return FID.compute(one, other) | {"features": extractor.conditions["features"]}
 
 
 def _compare_conditions(ours: ImageSet, real: ImageSet) -> None:

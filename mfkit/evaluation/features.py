@@ -1,4 +1,4 @@
-"""Feature extractors, for the distances between sets of images: Inception's, a timm ViT's, an RAE encoder's.
+"""Feature extractors, for the distances between sets of images: Inception's, a timm ViT's, an RAE encoder's, pixels.
 
 To add one: a function that opens it, and a line in :data:`EXTRACTORS`.
 """
@@ -15,6 +15,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mfkit.artifacts.artifact import file_digest
@@ -29,6 +30,8 @@ _INCEPTION_DIGEST = "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504
 """Of ``inception-2015-12-05.pt``. It is TorchScript, a program: what was fetched is run only where it is this one."""
 _TIMM_SIZE = 224
 """Side of the input of a timm encoder, as FD-DINOv2 is defined."""
+_PIXELS = 8
+"""Side to which pictures are pooled to be compared as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class FeatureExtractor:
     outputs: Collection[str]
     """What it can give: ``features``, and perhaps ``probabilities`` of classes and ``spatial`` features."""
     conditions: dict[str, Any]
+    differentiable: Callable[[Tensor], Tensor]
+    """Images (B, 3, S, S) in [0, 1], on the network's device, to ``features`` (B, D) float32, with a gradient."""
     image_size: int | None = None
     """Side that the images must have; None takes any."""
 
@@ -76,17 +81,21 @@ def rae_features(path: Path) -> FeatureExtractor:
     from mfkit.autoencoders.rae import RAEFile
 
     file = RAEFile.open(path)
-    rae = file.network.to(processes().device)
+    rae = file.network.to(processes().device).requires_grad_(False)
     size = rae.config.image_size
 
+    def mean_token(images: Tensor) -> Tensor:
+        return rae.standardised(images).mean((2, 3))
+
+    @torch.no_grad()
     def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        return {"features": rae.encode(images.to(rae.device).float() / 255).mean((2, 3)).cpu()}
+        return {"features": mean_token(images.to(rae.device).float() / 255).cpu()}
 
     conditions = {
         "features": "RAE encoder, mean of the standardised patch tokens", "features_digest": file.artifact.digest,
         "resize": f"bicubic to {size} where needed",
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features",), conditions, size)
+    return FeatureExtractor(extract, ("features",), conditions, mean_token, size)
 
 
 def _timm(request: FeatureRequest) -> FeatureExtractor:
@@ -95,14 +104,19 @@ def _timm(request: FeatureRequest) -> FeatureExtractor:
 
     name, device = request.features, processes().device
     encoder = TIMM.open(name, _TIMM_SIZE, resolve(request.features_weights) if request.features_weights else None)
-    network = encoder.network.to(device).eval()
+    network = encoder.network.to(device).eval().requires_grad_(False)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (encoder.mean, encoder.std))
     resize = _pil_bicubic(_TIMM_SIZE)
 
+    def pooled(images: Tensor) -> Tensor:
+        return network((images - shift) / scale).flatten(1).float()
+
     @torch.no_grad()
     def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        pooled = network((resize(images).to(device) / 255 - shift) / scale)
-        return {"features": pooled.flatten(1).float().cpu()}
+        return {"features": pooled(resize(images).to(device) / 255).cpu()}
+
+    def differentiable(images: Tensor) -> Tensor:
+        return pooled(_antialiased_bicubic(images, _TIMM_SIZE))
 
     digest = sha256()
     for value in network.state_dict().values():
@@ -111,7 +125,7 @@ def _timm(request: FeatureRequest) -> FeatureExtractor:
         "features": f"{name}, pooled", "features_digest": f"weights-sha256:{digest.hexdigest()}",
         "resize": f"clean (PIL bicubic) to {_TIMM_SIZE}",
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features",), conditions)
+    return FeatureExtractor(extract, ("features",), conditions, differentiable)
 
 
 def _inception(request: FeatureRequest) -> FeatureExtractor:
@@ -139,10 +153,17 @@ def _inception(request: FeatureRequest) -> FeatureExtractor:
             found["spatial"] = _spatial(network.layers, (of_size - 128) / 128)
         return {name: value.flatten(1).float().cpu() for name, value in found.items()}
 
+    def differentiable(images: Tensor) -> Tensor:
+        if clean:
+            found = network.layers((255 * _antialiased_bicubic(images, _INCEPTION_SIZE) - 128) / 128)
+        else:
+            found = network(255 * images, return_features=True)
+        return found.flatten(1).float()
+
     conditions = {
         "features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(file), "resize": request.resize
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features", "probabilities", "spatial"), conditions)
+    return FeatureExtractor(extract, ("features", "probabilities", "spatial"), conditions, differentiable)
 
 
 _BEFORE_MIXED_6 = (
@@ -169,8 +190,22 @@ def _tf1_bilinear(images: Tensor, size: int) -> Tensor:
     return images
 
 
+def _pixels(request: FeatureRequest) -> FeatureExtractor:
+    """The picture itself at 8 x 8 pixels: coarse, but nothing is ever trained on it."""
+
+    def pooled(images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(images, _PIXELS).flatten(1)
+
+    def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        return {"features": pooled(images.float() / 255)}
+
+    conditions = {"features": f"pixels, pooled to {_PIXELS} x {_PIXELS}", "resize": "pooled"}
+    return FeatureExtractor(extract, ("features",), conditions, pooled)
+
+
 EXTRACTORS: dict[str, Callable[[FeatureRequest], FeatureExtractor]] = {
     "inception": _inception,
+    "pixels": _pixels,
 }
 
 
@@ -200,6 +235,11 @@ def _download_inception() -> Path:
     if file_digest(file) != _INCEPTION_DIGEST:
         raise InputError(f"{file} is not the published inception-2015-12-05.pt, or not all of it: remove it")
     return file
+
+
+def _antialiased_bicubic(images: Tensor, size: int) -> Tensor:
+    """What clean-fid's resize does, of images in [0, 1], with a gradient."""
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _pil_bicubic(size: int) -> Callable[[Tensor], Tensor]:

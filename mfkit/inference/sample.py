@@ -57,6 +57,8 @@ class Sampling(Job):
             "model_digest": generator.artifact.digest, "labels": settings.labels, "seed": settings.seed,
             "precision": settings.precision, **self._sampler.conditions,
         }  # fmt: skip
+        if description.trained_spaces:
+            self.resume_key["trained_spaces"] = description.trained_spaces
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
         batch_size = self._settings.batch_size

@@ -50,6 +50,14 @@ def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, ove
 
 
 @dataclass(frozen=True)
+class _Untrained:
+    """A distance in a space that the student was not trained on."""
+
+    features: str
+    frechet_distance: float
+
+
+@dataclass(frozen=True)
 class _Evaluated:
     """What a model card uses of what ``mfkit fid`` printed."""
 
@@ -63,6 +71,7 @@ class _Evaluated:
     precision: float | None = None
     recall: float | None = None
     inception_score: dict[str, float] = field(default_factory=dict)
+    untrained: _Untrained | None = None
 
 
 def _evaluation(path: Path, student: Artifact) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def model_card(student: GeneratorFile, parameters: int, image_size: int, evaluat
         + "\n".join(record.command for record in records)
         + "\n```"
         + (f"\n\nVersions: mfkit {provenance.version}, {versions}." if versions else ""),
-        "## Measured\n\n" + _measured(evaluation),
+        "## Measured\n\n" + _measured(evaluation) + _trained_by(student.description.trained_spaces),
         "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(class_names)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -43,6 +43,16 @@ def _images(records: list[Record]) -> str:
     entries = [entry for record in records for entry in record.inputs.values() if entry.kind == "images"]
     lines = {f"- `{entry.path or 'a stream'}` ({entry.digest[:23]}…)" for entry in entries}
     return "\n".join(sorted(lines)) if lines else "Not recorded: the weights were imported."
+
+
+def _trained_by(spaces: list[dict[str, Any]]) -> str:
+    """Where a distance is no evidence; empty where the student was trained by none."""
+    if not spaces:
+        return ""
+    lines = [f"- {one.get('space')}: {one.get('features')}" for one in spaces]
+    return "\n\nIt was trained by its Fréchet distance in these spaces, where a figure is no evidence:\n\n" + "\n".join(
+        lines
+    )
 
 
 def _measured(measured: dict[str, Any] | None) -> str:
@@ -56,6 +66,10 @@ def _measured(measured: dict[str, Any] | None) -> str:
     if "inception_score" in measured:
         score = measured["inception_score"]
         lines.append(f"- Inception Score: {score['mean']:.4g} ± {score['std']:.2g}")
+    if untrained := measured.get("untrained"):
+        lines.append(
+            f"- Fréchet distance of {untrained['features']}, not trained on: {untrained['frechet_distance']:.4g}"
+        )
     lines += [f"- {name}: {measured[name]}" for name in ("features", "features_digest", "resize") if name in measured]
     lines += [f"- {side}: {_side(measured[side])}" for side in ("samples", "reference")]
     if "of" in measured["reference"]:

@@ -1,6 +1,6 @@
 """Generators in files: opened once, with all that it takes to build their network."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class GeneratorDescription:
     preset: PresetName | None = None
     class_dropout: float | None = None
     """Share of samples that it was trained on without their label; None where that is not known."""
+    trained_spaces: list[dict[str, Any]] = field(default_factory=list)
+    """Feature spaces whose distance it, or one that it descends from, was trained by: no evidence of its quality."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The training of a generator, teacher or student: one for all stages; the objective and the velocity differ."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import gather, reduce
+from torch import nn
 
 from mfkit.artifacts.artifact import Artifact
 from mfkit.config.presets import PresetName
@@ -17,7 +19,7 @@ from mfkit.data.order import ClassGroups, ClassIndices, TrainingOrder, shuffle
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
 from mfkit.flow.guidance import Guidance, Velocity
-from mfkit.flow.objectives.base import Batch, Loss, Models, Objective, Stage
+from mfkit.flow.objectives.base import Batch, Features, Loss, Models, Objective, Stage
 from mfkit.flow.random import Draws
 from mfkit.flow.times import default_time_shift
 from mfkit.models.architectures import architecture_of
@@ -25,9 +27,11 @@ from mfkit.models.files import GeneratorFile, save_generator
 from mfkit.models.generator import Generator, GeneratorKind
 from mfkit.runtime.blocks import compile_blocks
 from mfkit.runtime.distributed import processes
+from mfkit.runtime.precision import autocast
 from mfkit.runtime.seeding import seeded
 from mfkit.training.product import produce
 from mfkit.training.sample_grid import draw_sample_grid
+from mfkit.training.spaces import open_spaces
 from mfkit.training.task import LossFunction, RunOptions, Task
 
 
@@ -40,6 +44,8 @@ class Start:
     time_shift: float
     class_names: list[str]
     inputs: dict[str, Artifact]
+    trained_spaces: list[dict[str, Any]] = field(default_factory=list)
+    """Feature spaces whose distance it was trained by, in this run or before."""
 
 
 def fresh_start(kind: GeneratorKind, data: LatentDataset, model: str, time_shift: float, seed: int) -> Start:
@@ -56,19 +62,21 @@ def fresh_start(kind: GeneratorKind, data: LatentDataset, model: str, time_shift
     return Start(architecture.name, network, shift, data.class_names, data.artifact.reference("rae"))
 
 
-def student_start(init: GeneratorFile, data: LatentDataset, seed: int, role: str = "init") -> Start:
+def student_start(init: GeneratorFile, data: LatentDataset | None, seed: int, role: str = "init") -> Start:
     """A student that goes on from a student, or starts as a teacher: u(z, r, t, y) = v(z, t, y).
 
-    :param role: what provenance calls ``init``.
+    :param data: what it is trained on; None for no latents. :param role: what provenance calls ``init``.
     """
-    check_fit(data, init)
+    if data:
+        check_fit(data, init)
     network = init.network
     if init.kind == "teacher":
         with seeded(seed):
             network = init.architecture.student.from_teacher(network)
     own = init.artifact
     inputs = {role: own, **own.reference("latents"), **own.reference("rae")}
-    return Start(init.architecture.name, network, init.description.time_shift, init.description.class_names, inputs)
+    about = init.description
+    return Start(init.architecture.name, network, about.time_shift, about.class_names, inputs, about.trained_spaces)
 
 
 def check_trajectories(data: LatentDataset, teacher: GeneratorFile) -> None:
@@ -108,15 +116,19 @@ def training_order(
     return ClassGroups(data.dataset, data.class_names, objective.class_group)
 
 
-def generator_loss(
-    stage: Stage, network: Generator, objective: Objective, settings: GeneratorSettings, time_shift: float, *,
-    velocity: Velocity | None = None, state: dict[str, Tensor] | None = None,
-) -> LossFunction:  # fmt: skip
-    """An objective as the loss of loaded samples, with their class dropout and their random streams.
+def models_of(network: Generator, velocity: Velocity | None = None, features: Features | None = None) -> Models:
+    """What an objective may evaluate, with ``network`` without a wrapper; its state is still missing."""
+    if processes().num_processes == 1:
+        return Models(network, network, velocity, features=features)
+    return Models(network, network, velocity, {}, features, gather, partial(reduce, reduction="sum"))
 
-    :param velocity: the teacher's. :param state: see :meth:`Objective.initial_state`.
-    """
-    num_classes = network.config.num_classes
+
+def generator_loss(
+    stage: Stage, network: Generator, models: Models, objective: Objective, settings: GeneratorSettings,
+    time_shift: float,
+) -> LossFunction:  # fmt: skip
+    """An objective as the loss of loaded samples, with their class dropout and their random streams."""
+    config = network.config
     samples = settings.steps * (settings.batch_size // objective.rows_per_sample)
 
     def losses(net: nn.Module, loaded: LoadedBatch, pieces: int) -> Iterator[Loss]:
@@ -127,48 +139,82 @@ def generator_loss(
         draws = Draws(settings.seed, stage, loaded.positions, labels.device)
         dropped = draws.uniform("class-dropout") < settings.class_dropout
         progress = (torch.tensor(loaded.positions) / samples).to(labels.device, non_blocking=True)
-        y = labels.masked_fill(dropped, num_classes)  # which stands for "no label"
-        batch = Batch(data, y, loaded.positions, progress, draws, time_shift)
-        return objective.losses(Models(net, network, velocity, state), batch, pieces)
+        y = labels.masked_fill(dropped, config.num_classes)  # which stands for "no label"
+        batch = Batch(data, y, loaded.positions, progress, draws, time_shift, config.latent_shape)
+        return objective.losses(replace(models, network=net), batch, pieces)
 
     return losses
 
 
+def begin(
+    stage: Stage, network: Generator, models: Models, objective: Objective, settings: GeneratorSettings,
+    time_shift: float, classes: int,
+) -> None:  # fmt: skip
+    """Lets an objective see samples of the starting network, whose noise is none that it is trained on."""
+    world, shape = processes(), network.config.latent_shape
+    device, order = world.device, ClassIndices(classes)
+    ends = [objective.samples_at_start * rank // world.num_processes for rank in range(world.num_processes + 1)]
+    own = range(*ends[world.process_index : world.process_index + 2])
+    rows = settings.micro_batch or max(1, settings.batch_size // world.num_processes)
+
+    def batches() -> Iterator[Batch]:
+        for first in range(0, len(own), rows):
+            positions = own[first : first + rows]
+            labels = order.read(positions, settings.seed)["label"].to(device)
+            draws = Draws(settings.seed, f"{stage}/begin", positions, device)
+            yield Batch({}, labels, positions, torch.zeros(len(labels)), draws, time_shift, shape)
+
+    with autocast(settings.precision, device):
+        objective.begin(models, batches())
+
+
 def train_generator(
-    stage: Stage, start: Start, data: LatentDataset, objective: Objective, settings: GeneratorSettings,
+    stage: Stage, start: Start, data: LatentDataset | None, objective: Objective, settings: GeneratorSettings,
     preset: PresetName, options: RunOptions, *, teacher: GeneratorFile | None = None, guidance: Guidance | None = None,
 ) -> str:  # fmt: skip
     """Trains a generator and writes it.
 
+    :param data: None where the objective looks at no latents.
     :param objective: resolved for the precision.
     :param teacher: whose velocity the objective takes, ``guidance`` the rule; None for the conditional one, e - x.
     :returns: the line for standard output.
     """
     network, shift = start.network, start.time_shift
     guidance = guidance or Guidance()
-    inputs = start.inputs | {objective.reads or "latents": data.artifact}
+    inputs = dict(start.inputs)
+    if data:
+        inputs[objective.reads or "latents"] = data.artifact
     if teacher:
         inputs["teacher"] = teacher.artifact
-        check_fit(data, teacher)
+        if data:
+            check_fit(data, teacher)
     if settings.sample_every and not options.dry_run and not ("rae" in inputs and inputs["rae"].path.exists()):
         raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
+    spaces, trained_spaces = None, start.trained_spaces
+    if objective.spaces:
+        spaces = open_spaces(objective.spaces, network.config.latent_shape, data, inputs, settings.workers)
+        inputs |= spaces.inputs
+        trained_spaces = trained_spaces + [one for one in spaces.described if one not in trained_spaces]
     chosen: dict[str, Any] = {"objective": objective.name, **asdict(objective), **asdict(guidance), "time_shift": shift}
     config = {
-        "time_shift": shift, "class_names": start.class_names, "preset": preset, "class_dropout": settings.class_dropout
+        "time_shift": shift, "class_names": start.class_names, "preset": preset,
+        "class_dropout": settings.class_dropout, **({"trained_spaces": trained_spaces} if trained_spaces else {}),
     }  # fmt: skip
-
-    order = training_order(objective, data, network.config.num_classes)
+    classes = len(data.class_names) if data else network.config.num_classes
+    order = training_order(objective, data, classes)
 
     def tasks() -> Iterator[Task]:
         velocity = None
         if teacher:
             dropout = teacher.description.class_dropout
             velocity = frozen_velocity(teacher.network, guidance, dropout, compiled=settings.compile)
-        state = objective.initial_state(network)
-        loss = generator_loss(stage, network, objective, settings, shift, velocity=velocity, state=state)
+        models = models_of(network, velocity, spaces.features if spaces else None)
+        models = replace(models, state=objective.initial_state(models))
         yield Task(
-            network=network, data=order, loss=loss, settings=settings, blocks=network.blocks, state=state,
-            rows_per_sample=objective.rows_per_sample, coupling=objective.coupling,
+            network=network, data=order, loss=generator_loss(stage, network, models, objective, settings, shift),
+            settings=settings, blocks=network.blocks, state=models.state, rows_per_sample=objective.rows_per_sample,
+            coupling=objective.coupling,
+            begin=partial(begin, stage, network, models, objective, settings, shift, classes),
             resume_key=asdict(network.config) | chosen | {role: artifact.digest for role, artifact in inputs.items()},
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
         )  # fmt: skip

@@ -65,6 +65,8 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     if kept:
         first_step = checkpoint.restore(kept[-1], resume_key, train_state, task.state)
         logger.info("resuming from %s, step %d", kept[-1], first_step)
+    elif task.begin:
+        task.begin()
     logger.info("the log is %s", log)
     if accelerator.is_main_process:
         log.parent.mkdir(parents=True, exist_ok=True)

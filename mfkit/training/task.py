@@ -41,6 +41,8 @@ class Task:
     """Which rows the loss takes together; others are independent."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that the loss keeps between steps and changes in place; they are in the checkpoint."""
+    begin: Callable[[], None] | None = None
+    """Fills ``state`` where the run begins; the network is on its device."""
     draw_grid: Callable[[int], None] | None = None
     """Draws a sample grid after so many steps; the network holds its EMA meanwhile."""
     suffix: str = ""

@@ -4,6 +4,7 @@ from mfkit.flow.objectives.base import Objective, Stage
 from mfkit.flow.objectives.cmt import CMT
 from mfkit.flow.objectives.drifting import Drifting
 from mfkit.flow.objectives.flow_matching import FlowMatching
+from mfkit.flow.objectives.frechet import Frechet
 from mfkit.flow.objectives.interval_split import IntervalSplit
 from mfkit.flow.objectives.mean_flow import MeanFlow
 
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         MeanFlow,
         IntervalSplit,
         Drifting,
+        Frechet,
     )
 }
 

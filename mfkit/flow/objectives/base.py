@@ -6,8 +6,8 @@ plan and the checkpoints know no more of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from mfkit.setting import Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor
 
     from mfkit.flow.random import Draws
@@ -45,6 +46,45 @@ class Loss(NamedTuple):
     """() each, what else the log shows, by name; the same names in every step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpaceRequest:
+    """Feature spaces that an objective wants."""
+
+    names: Sequence[str]
+    """Of views of a latent, or of features of the picture."""
+    reference: Sequence[str]
+    """Real images, or statistics of them, for features of the picture."""
+    resize: Literal["clean", "legacy-tf"]
+    """Before Inception."""
+    inception: str | None
+    """File of Inception's weights."""
+    features_weights: str | None
+    """File of a timm model's weights."""
+
+
+OWN_ENCODER = "rae"
+"""The space of the encoder that the latents are from."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature spaces of latents, and the moments of real images there."""
+
+    extract: Callable[[Tensor], dict[str, Tensor]]
+    """Latents (B, C, H, W) to (B, M, D) in each space, M vectors of each latent, by its name; differentiable."""
+    sizes: Mapping[str, tuple[int, int]]
+    """M and D of each."""
+    reference: Callable[[str], tuple[Tensor, Tensor]]
+    """Mean (D,) and covariance (D, D) in a space, float64, measured when they are asked for. All processes call it."""
+    exact: torch.device
+    """Where sums are taken in float64."""
+
+
+def _alone(value: Tensor) -> Tensor:
+    """What all processes have together where there is one."""
+    return value
+
+
 @dataclass(frozen=True)
 class Models:
     """What an objective may evaluate."""
@@ -55,8 +95,14 @@ class Models:
     """The same network without the wrapper, for evaluations without gradients."""
     velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     """The teacher's v(z, t, y), without gradients; None where there is no teacher."""
-    state: dict[str, Tensor] | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
     """What :meth:`Objective.initial_state` gave, changed in place by the steps since; it is in the checkpoint."""
+    features: Features | None = None
+    """Of the objective's ``spaces``."""
+    gather: Callable[[Tensor], Tensor] = _alone
+    """Rows of all processes, which have as many each, in the order of ranks; without a gradient."""
+    total: Callable[[Tensor], Tensor] = _alone
+    """The sum over all processes; without a gradient."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +120,8 @@ class Batch:
     draws: Draws
     """Random streams of these samples."""
     time_shift: float
+    latent_shape: tuple[int, ...]
+    """(C, H, W)."""
 
     def shifted_times(self, name: str, count: int | None = None) -> Tensor:
         """Uniform draws of the stream ``name``, shifted towards noise: (B,), or (B, count)."""
@@ -114,9 +162,30 @@ class Objective(Settings):
         """The objective with what is ``auto`` decided for a precision of matrix products."""
         return self
 
-    def initial_state(self, network: Callable[..., Tensor]) -> dict[str, Tensor]:
-        """Tensors that it keeps between steps, by name; the same in every process."""
+    @property
+    def spaces(self) -> SpaceRequest | None:
+        """Feature spaces whose distances it descends: they say nothing more of its quality."""
+        return None
+
+    @property
+    def needs_latents(self) -> bool:
+        """Whether real latents are looked at, in its steps or before them."""
+        return True
+
+    @property
+    def samples_at_start(self) -> int:
+        """Samples of the starting network that :meth:`begin` sees."""
+        return 0
+
+    def initial_state(self, models: Models) -> dict[str, Tensor]:
+        """Tensors that it keeps between steps, by name; of the same shapes in every process."""
         return {}
+
+    def begin(self, models: Models, batches: Iterable[Batch]) -> None:
+        """Fills ``models.state`` where a run begins, not where it goes on.
+
+        :param batches: together ``samples_at_start`` samples without data, of which each process has its share.
+        """
 
     def losses(self, models: Models, batch: Batch, pieces: int) -> Iterator[Loss]:
         """The loss of a batch in pieces, whose mean it is; there is one, unless the rows are coupled."""

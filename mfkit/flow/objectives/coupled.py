@@ -8,7 +8,7 @@ gradient is that of the whole, whatever the pieces.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from mfkit.flow.objectives.base import Batch, Coupling, Loss, Models, Objective
@@ -54,7 +54,7 @@ class CoupledObjective(Objective):
             first = self.outputs(models, z, y)
             found = [{name: value.detach() for name, value in first.items()}]
         else:
-            without = Models(models.unwrapped, models.unwrapped, models.velocity, models.state)
+            without = replace(models, network=models.unwrapped)
             with torch.no_grad():
                 found = [self.outputs(without, *part) for part in parts]
         leaves = {name: torch.cat([one[name] for one in found]).requires_grad_() for name in found[0]}

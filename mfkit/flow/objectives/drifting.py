@@ -84,8 +84,7 @@ class Drifting(CoupledObjective):
         return GRADIENT + self.extra / self.generated
 
     def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        shape = batch.data["latent"].shape[2:]
-        z = batch.draws.normal("noise", (self.generated, *shape))
+        z = batch.draws.normal("noise", (self.generated, *batch.latent_shape))
         return z.flatten(0, 1), batch.y.repeat_interleave(self.generated)
 
     def outputs(self, models: Models, z: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -120,8 +119,7 @@ class Drifting(CoupledObjective):
         """Latents without a gradient: (G, extra, C, H, W)."""
         import torch
 
-        shape = batch.data["latent"].shape[2:]
-        z = batch.draws.normal("extra", (self.extra, *shape)).flatten(0, 1)
+        z = batch.draws.normal("extra", (self.extra, *batch.latent_shape)).flatten(0, 1)
         y = batch.y.repeat_interleave(self.extra)
         found = [z]
         if self.extra:
