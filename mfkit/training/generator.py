@@ -31,7 +31,6 @@ from mfkit.runtime.precision import autocast
 from mfkit.runtime.seeding import seeded
 from mfkit.training.product import produce
 from mfkit.training.sample_grid import draw_sample_grid
-from mfkit.training.spaces import open_spaces
 from mfkit.training.task import LossFunction, RunOptions, Task
 
 
@@ -192,6 +191,8 @@ def train_generator(
         raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
     spaces, trained_spaces = None, start.trained_spaces
     if objective.spaces:
+        from mfkit.training.spaces import open_spaces  # timm and diffusers take seconds to import
+
         spaces = open_spaces(objective.spaces, network.config.latent_shape, data, inputs, settings.workers)
         inputs |= spaces.inputs
         trained_spaces = trained_spaces + [one for one in spaces.described if one not in trained_spaces]
