@@ -1,4 +1,4 @@
-"""Judges a run of recipes/digits.sh: prints its figures as JSON and draws grid.png (real, teacher, student).
+"""Judges a run of recipes/digits.sh: prints its figures as JSON and draws grid.png (real, teacher, the two students).
 
 python recipes/digits_report.py OUT
 """
@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +18,58 @@ from mfkit.autoencoders.rae import RAE
 from mfkit.data.grid import write_grid
 from mfkit.data.images import open_images
 from mfkit.data.loader import all_batches
-from mfkit.evaluation.features import rae_features
+from mfkit.evaluation.features import FeatureExtractor, FeatureRequest, open_features
 from mfkit.evaluation.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.evaluation.metrics.frechet import frechet_distance
 from mfkit.evaluation.moments import Moments
 
+MODELS = {"drift": "student, drifting", "mft": "student, the paper's chain", "teacher": "teacher"}
+Images = tuple[Tensor, Tensor]
+"""(N, 3, 32, 32) uint8, and labels (N,)."""
 
-def images(location: str) -> tuple[Tensor, Tensor]:
-    """All images (N, 3, 32, 32) uint8 and labels (N,)."""
+
+def images(location: str) -> Images:
     (batch,) = all_batches(open_images(location, 32), 1_000_000)
     return batch.columns["image"], batch.columns["label"]
+
+
+class Judge:
+    """The real digits, in every way that generated ones are compared with them."""
+
+    def __init__(self, rae: Path) -> None:
+        self.train, self.held_out = images("digits:train"), images("digits:heldout")
+        spaces = {"rae": str(rae), "pixels": "pixels"}
+        self.spaces = {name: open_features(FeatureRequest(features=of)) for name, of in spaces.items()}
+        self.moments = {
+            (space, name): moments(extractor, pixels)
+            for space, extractor in self.spaces.items()
+            for name, (pixels, _) in (("train", self.train), ("held_out", self.held_out))
+        }
+        self.reader = SVC(gamma=0.001, C=10).fit(eight_by_eight(self.train[0]), self.train[1])
+        self.variance = variance(self.train)
+
+    def figures(self, of: Images) -> dict[str, float]:
+        pixels, labels = of
+        own = {space: moments(extractor, pixels) for space, extractor in self.spaces.items()}
+        distances = {
+            f"{space}_distance_to_{name}": frechet_distance(own[space], reference)
+            for (space, name), reference in self.moments.items()
+        }
+        nearest = nearest_distances(pixels.float() / 255, self.train[0].float() / 255)
+        quantiles = nearest.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+        return distances | {
+            "variance_within_classes": variance(of) / self.variance,
+            "read_as_requested": float((self.reader.predict(eight_by_eight(pixels)) == labels.numpy()).mean()),
+            **{f"nearest_training_image_{name}": value for name, value in zip((5, 50, 95), quantiles, strict=True)},
+        }
+
+
+def moments(extractor: FeatureExtractor, pixels: Tensor) -> Moments:
+    return Moments.of(extractor.extract(pixels, ["features"])["features"].numpy())
+
+
+def variance(of: Images) -> float:
+    return within_class_variance(of[0].float() / 255, of[1])
 
 
 def eight_by_eight(pixels: Tensor) -> np.ndarray:
@@ -38,67 +79,29 @@ def eight_by_eight(pixels: Tensor) -> np.ndarray:
 
 
 def report(out: Path) -> dict:
-    train, train_labels = images("digits:train")
-    held_out, held_out_labels = images("digits:heldout")
-    sets = {"student, 1 step": images(str(out / "samples")), "teacher, 50 steps": images(str(out / "teacher-samples"))}
-    rae = mfkit.load(out / "rae.safetensors")
+    judge, rae = Judge(out / "rae.safetensors"), mfkit.load(out / "rae.safetensors")
     assert isinstance(rae, RAE)
-    extractor = rae_features(out / "rae.safetensors")
-
-    def features(pixels: Tensor) -> Tensor:
-        return extractor.extract(pixels, ["features"])["features"]
-
-    reference = Moments.of(features(train).numpy())
-    decoded = (rae.decode(rae.encode(held_out.float() / 255)) * 255).round().to(torch.uint8)
-    sets["reconstruction of held-out"] = (decoded, held_out_labels)
-    sets["held-out"] = (held_out, held_out_labels)
-
-    reader = SVC(gamma=0.001, C=10).fit(eight_by_eight(train), train_labels)
-    real_variance = within_class_variance(train.float() / 255, train_labels)
-    held_out_variance = within_class_variance(held_out.float() / 255, held_out_labels)
-    count = min(len(pixels) for pixels, _ in sets.values())
-    rows: dict[str, dict[str, Any]] = {}
-    for name, (pixels, labels) in sets.items():
-        unit, found = pixels.float() / 255, features(pixels).numpy()
-        small_sets = [part for part in in_turn(labels).split(count) if len(part) == count]
-        nearest = nearest_distances(unit, train.float() / 255).quantile(torch.tensor([0.05, 0.5, 0.95]))
-        of_held_out = "held-out" in name
-        rows[name] = {
-            "images": len(pixels),
-            "frechet_distance": frechet_distance(Moments.of(found), reference),
-            f"frechet_distance_of_{count}": mean(
-                frechet_distance(Moments.of(found[part.numpy()]), reference) for part in small_sets
-            ),
-            "within_class_variance_ratio": within_class_variance(unit, labels)
-            / (held_out_variance if of_held_out else real_variance),
-            "nearest_training_image_5_50_95": [round(value, 4) for value in nearest.tolist()],
-            "read_as_requested": float((reader.predict(eight_by_eight(pixels)) == labels.numpy()).mean()),
-        }
-    per_class = [draw_rows(train, train_labels)] + [
-        draw_rows(*sets[name]) for name in ("teacher, 50 steps", "student, 1 step")
+    sets = {name: [images(str(folder)) for folder in sorted(out.glob(f"samples/{model}-*"))]
+            for model, name in MODELS.items()}  # fmt: skip
+    sets["held-out digits"] = [judge.held_out]
+    pixels, labels = judge.held_out
+    sets["held-out digits, encoded and decoded"] = [
+        ((rae.decode(rae.encode(pixels.float() / 255)) * 255).round().to(torch.uint8), labels)
     ]
-    grid = torch.cat([part[digit] for digit in range(10) for part in per_class])
-    write_grid(out / "grid.png", grid.float() / 255, 24, gap_every=8)
-    student, teacher, real = rows["student, 1 step"], rows["teacher, 50 steps"], rows["held-out"]
-    small = f"frechet_distance_of_{count}"
-    return {
-        "sets": rows,
-        "student_over_teacher": student["frechet_distance"] / teacher["frechet_distance"],
-        "teacher_over_held_out": teacher[small] / real[small],
-    }
+    figures: dict[str, dict[str, float]] = {}
+    for name, several in sets.items():
+        found = [judge.figures(one) for one in several]
+        figures[name] = {key: mean(one[key] for one in found) for key in found[0]} | {"sets": len(found)}
+    draw(out / "grid.png", [judge.train, *(sets[name][0] for name in reversed(MODELS.values()))])
+    drift, teacher = figures[MODELS["drift"]], figures[MODELS["teacher"]]
+    ratios = {key: drift[key] / teacher[key] for key in drift if "distance" in key}
+    return {"figures": figures, "drifting_over_teacher": ratios}
 
 
-def in_turn(labels: Tensor) -> Tensor:
-    """The pixels in an order whose every part has the classes alike: the first of each class, the second, …"""
-    turn = torch.zeros_like(labels)
-    for digit in labels.unique():
-        turn[labels == digit] = torch.arange(int((labels == digit).sum()))
-    return turn.argsort(stable=True)
-
-
-def draw_rows(pixels: Tensor, labels: Tensor) -> list[Tensor]:
-    """Per digit its first eight pixels."""
-    return [pixels[labels == digit][:8] for digit in range(10)]
+def draw(path: Path, sets: list[Images]) -> None:
+    """A row per digit, six images of each set."""
+    columns = [[pixels[labels == digit][:6] for pixels, labels in sets] for digit in range(10)]
+    write_grid(path, torch.cat([part for row in columns for part in row]).float() / 255, 6 * len(sets), gap_every=6)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,79 @@
 #!/usr/bin/env bash
-# The chain on ImageNet at 256 x 256, at the settings of the MF-RAE paper, on all GPUs of a node.
+# The chain on ImageNet at 256 x 256 on all GPUs of a node, from the released RAE and teacher to one-step images and FID.
 #
 #   recipes/imagenet256.sh IMAGES REFERENCE [OUT]
 #
-# IMAGES: the training images, a folder with one subfolder per class, or shards. REFERENCE: the images or the .npz that
-# FID is measured against. Disk: latents 1.0 TB (with mirror images, float16), trajectories 335 GB.
+# IMAGES: the training images, a folder with one subfolder per class, or shards. REFERENCE: ADM's reference batch,
+# VIRTUAL_imagenet256_labeled.npz, that FID is measured against as the papers do it: 50,000 images, classes alike, its
+# own resize. Disk: latents 1.0 TB (with mirror images, float16), trajectories 335 GB.
 # An interrupted command goes on when it is run again.
-# TRAIN holds options of the training commands; the paper's float32 is TRAIN="--precision float32".
+#
+# CHAIN=drifting    trajectories, midtrain, drifting (default): 1.3 GPU-days by `mfkit plan`
+# CHAIN=paper       trajectories, midtrain, distill, bootstrap where BOOTSTRAP=yes, as in the MF-RAE paper
+# RELEASED=FOLDER   the released files, in the layout of their hub; `no` trains decoder and teacher here. The decoder
+#                   comes out softer then: train-rae has neither LPIPS nor a GAN.
+# TRAIN             options of the training commands; the paper's float32 is TRAIN="--precision float32"
+# MICRO_BATCH       rows with gradients at a time in drifting
 set -euo pipefail
 
 images=$(realpath "${1:?folder or shards of the training images}")
-reference=$(realpath "${2:?images or .npz to measure against}")
+reference=$(realpath "${2:?ADM reference batch, or images, to measure against}")
 out=${3:-runs/imagenet256}
 preset=${PRESET:-imagenet256}
 trajectories=${TRAJECTORIES:-50000}
+released=${RELEASED:-hf://nyu-visionx/RAE-collections}
+decoder=${DECODER:-decoders/dinov2/wReg_base/ViTXL_n08/model.pt}
+stats=${STATS:-stats/dinov2/wReg_base/imagenet1k/stat.pt}
+teacher=${TEACHER:-DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-XL/stage2_model.pt}
+encoder=vit_base_patch14_reg4_dinov2.lvd142m
 run=(accelerate launch -m mfkit)
 read -ra train <<<"${TRAIN:---precision tf32 --compile}"
 
 mkdir -p "$out"
 cd "$out"
 
-[ -e rae.safetensors ] || "${run[@]}" train-rae "$images" --preset "$preset" "${train[@]}" \
-    --encoder vit_base_patch14_reg4_dinov2.lvd142m -o rae.safetensors
+if [ "$released" = no ]; then
+    [ -e rae.safetensors ] || "${run[@]}" train-rae "$images" --preset "$preset" "${train[@]}" --encoder "$encoder" \
+        -o rae.safetensors
+else
+    [ -e rae.safetensors ] || mfkit import "$released/$decoder" --stats "$released/$stats" --encoder "$encoder" \
+        --preset "$preset" -o rae.safetensors
+fi
 [ -e latents/index.json ] || "${run[@]}" encode "$images" --rae rae.safetensors -o latents --mirror --workers 16
-[ -e teacher.safetensors ] || "${run[@]}" train-teacher latents --model XL "${train[@]}" -o teacher.safetensors
+if [ "$released" = no ]; then
+    [ -e teacher.safetensors ] || "${run[@]}" train-teacher latents --model XL "${train[@]}" -o teacher.safetensors
+else
+    [ -e teacher.safetensors ] || mfkit import "$released/$teacher" --preset "$preset" --rae rae.safetensors \
+        -o teacher.safetensors
+fi
 [ -e traj/index.json ] || "${run[@]}" trajectories --teacher teacher.safetensors -n "$trajectories" -o traj
 [ -e cmt.safetensors ] || "${run[@]}" midtrain traj --teacher teacher.safetensors "${train[@]}" -o cmt.safetensors
-[ -e mfd.safetensors ] || "${run[@]}" distill --teacher teacher.safetensors --init cmt.safetensors "${train[@]}" \
-    -o mfd.safetensors
-student=mfd.safetensors
-if [ "${BOOTSTRAP:-no}" = yes ]; then
-    [ -e mft.safetensors ] || "${run[@]}" bootstrap --init mfd.safetensors "${train[@]}" -o mft.safetensors
-    student=mft.safetensors
-fi
-[ -e samples.npz ] || "${run[@]}" sample "$student" -n 50000 --nfe 1 -o samples.npz --grid grid.png
-mfkit fid samples.npz --reference "$reference" | tee fid.json
+
+case ${CHAIN:-drifting} in
+drifting)
+    student=drift.safetensors
+    [ -e drift.safetensors ] || "${run[@]}" bootstrap --init cmt.safetensors --latents latents --objective drifting \
+        --micro-batch "${MICRO_BATCH:-64}" "${train[@]}" -o drift.safetensors
+    ;;
+paper)
+    student=mfd.safetensors
+    [ -e mfd.safetensors ] || "${run[@]}" distill --teacher teacher.safetensors --init cmt.safetensors \
+        --latents latents "${train[@]}" -o mfd.safetensors
+    if [ "${BOOTSTRAP:-no}" = yes ]; then
+        student=mft.safetensors
+        [ -e mft.safetensors ] || "${run[@]}" bootstrap --init mfd.safetensors --latents latents "${train[@]}" \
+            -o mft.safetensors
+    fi
+    ;;
+*)
+    echo "CHAIN=$CHAIN: give drifting or paper" >&2
+    exit 2
+    ;;
+esac
+
+[ -e samples.npz ] || "${run[@]}" sample "$student" -n 50000 --nfe 1 --labels equal -o samples.npz --grid grid.png
+mfkit fid samples.npz --reference "$reference" --resize legacy-tf --sfid --inception-score --precision-recall |
+    tee fid.json
+mfkit plan --preset "$preset" | tee plan.txt
 mfkit flops "$student" --json | tee flops.json
 mfkit plot ./*.log.jsonl -o curves.png --overwrite

@@ -12,12 +12,12 @@ else
     trap 'rm -rf "$out"' EXIT
 fi
 
-STEPS=5 TRAJECTORIES=128 SAMPLES=100 "$recipes/digits.sh" "$out" >/dev/null
+STEPS=5 TRAJECTORIES=128 SAMPLES=200 "$recipes/digits.sh" "$out" >/dev/null
 cd "$out"
 mfkit trajectories --teacher teacher.safetensors -n 128 -o - |
     mfkit midtrain - --teacher teacher.safetensors --steps 2 -o piped.safetensors --overwrite
 for artifact in rae.safetensors latents/index.json teacher.safetensors cmt.safetensors mfd.safetensors \
-    mft.safetensors samples/index.json fid.json flops.json curves.png grid.png report.json; do
+    mft.safetensors drift.safetensors samples/drift-1/index.json fid.json curves.png grid.png report.json; do
     [ -s "$artifact" ] || { echo "missing: $artifact" >&2; exit 1; }
 done
 echo "smoke: all artifacts are there"

@@ -191,10 +191,13 @@ def _tf1_bilinear(images: Tensor, size: int) -> Tensor:
 
 
 def _pixels(request: FeatureRequest) -> FeatureExtractor:
-    """The picture itself at 8 x 8 pixels: coarse, but nothing is ever trained on it."""
+    """The picture itself at 8 x 8 pixels: coarse, but nothing is ever trained on it.
+
+    Squares of distances are means over the three colours, so that a grey picture counts once.
+    """
 
     def pooled(images: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(images, _PIXELS).flatten(1)
+        return F.adaptive_avg_pool2d(images, _PIXELS).flatten(1) / 3**0.5
 
     def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         return {"features": pooled(images.float() / 255)}
