@@ -10,7 +10,7 @@ from conftest import close, failed
 from safetensors.torch import load_file
 from test_evaluation import save_inception
 from test_resume import stopped_again_and_again
-from test_training import difference, launched
+from test_training import difference
 from torch import Tensor
 
 from mfkit.evaluation.features import FeatureRequest, open_features, rae_features
@@ -187,7 +187,7 @@ def test_features_with_a_gradient_are_those_of_fid(space: str, chain: Path, tmp_
     with_gradient = (images.float() / 255).requires_grad_()
     features = extractor.differentiable(with_gradient)
     close(features.detach(), extractor.extract(images, ["features"])["features"].double(), 1e-3)
-    features.sum().backward()
+    features[:, 0].sum().backward()  # a norm at the end makes the sum of all a constant
     assert with_gradient.grad is not None and with_gradient.grad.abs().sum() > 0
 
 
@@ -197,24 +197,23 @@ TRAIN = (
 )
 
 
-def test_processes_and_pieces_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
+def test_micro_batches_do_what_a_whole_batch_does(chain: Path, tmp_path: Path, mfkit) -> None:
     command = TRAIN.format(chain)
     queued = command + " --moments queue --queue 50"
-    for name, line in (("one", command), ("queue", queued), ("rows", command + " --micro-batch 4")):
+    rows = (("rows", command + " --micro-batch 4"), ("queued-rows", queued + " --micro-batch 2"))
+    for name, line in (("one", command), ("queue", queued), *rows):
         done = mfkit(line.replace("OUT", name))
         assert done.code == 0, done.err
-    launched(2, [command.replace("OUT", "by2"), queued.replace("OUT", "queue2") + " --micro-batch 2"], tmp_path)
-    launched(4, [command.replace("OUT", "by4")], tmp_path)
     start = load_file(chain / "cmt.safetensors")
-    for name, others in (("one", ("rows", "by2", "by4")), ("queue", ("queue2",))):
+    for name, other in (("one", "rows"), ("queue", "queued-rows")):
         one = load_file(f"{name}.safetensors")
-        assert difference(start, one) > 1e-3
-        lines = [json.loads(line) for line in (tmp_path / f"{name}.log.jsonl").read_text().splitlines()]
-        for other in others:
-            assert difference(one, load_file(f"{other}.safetensors")) < 1e-4, other
-            found = [json.loads(line) for line in (tmp_path / f"{other}.log.jsonl").read_text().splitlines()]
-            for value in ("loss", "grad_norm", "frechet.mean-token", "frechet.rae"):
-                assert [line[value] for line in found] == pytest.approx([line[value] for line in lines], rel=1e-3)
+        assert difference(start, one) > 1e-3 and difference(one, load_file(f"{other}.safetensors")) < 1e-4
+        lines, found = (
+            [json.loads(line) for line in (tmp_path / f"{run}.log.jsonl").read_text().splitlines()]
+            for run in (name, other)
+        )
+        for value in ("loss", "grad_norm", "frechet.mean-token", "frechet.rae"):
+            assert [line[value] for line in found] == pytest.approx([line[value] for line in lines], rel=1e-3)
 
 
 def test_stopped_and_resumed_to_the_same_bytes(chain: Path, tmp_path: Path) -> None:

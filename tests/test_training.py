@@ -188,6 +188,12 @@ SHARED = [
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
     "sample {}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
     "sample {}/mft.safetensors -n 20 -o OUT/images",
+    "bootstrap --init {}/cmt.safetensors --latents {}/latents --objective drifting --view token --view mean-token "
+    "--generated 8 --extra 4 --real 16 --batch-size 32 --steps 3 --log-every 1 -o OUT/g.safetensors",
+    "bootstrap --init {}/cmt.safetensors --objective frechet --space mean-token --space rae --reference digits:heldout "
+    "--start-samples 50 --batch-size 16 --steps 3 --log-every 1 -o OUT/f.safetensors",
+    "bootstrap --init {}/cmt.safetensors --objective frechet --moments queue --queue 50 --batch-size 16 --steps 3 "
+    "--micro-batch 2 --log-every 1 -o OUT/q.safetensors",
 ]
 """Every command that takes several processes."""
 
@@ -199,8 +205,8 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
         assert mfkit(command.replace("OUT", "one")).code == 0
     # With four, what they share otherwise than two do: the files, and one training.
     for count, shared, trained in (
-        (2, commands, ("t", "c", "d", "j", "b", "rae")),
-        (4, commands[:1] + commands[6:], "t"),
+        (2, commands, ("t", "c", "d", "j", "b", "rae", "g", "f", "q")),
+        (4, commands[:1] + commands[6:], "tgfq"),
     ):
         said = launched(count, [command.replace("OUT", f"by{count}") for command in shared], tmp_path)
         assert said.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in shared]
