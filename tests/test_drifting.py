@@ -196,6 +196,23 @@ def test_pieces_change_no_gradient(field: str) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("field", list(FIELDS))
+def test_fields_stay_in_float32_where_the_network_does_not(field: str) -> None:
+    objective = Drifting(field=field, view=("token", "latent"), generated=8, extra=8, real=16)
+    real = torch.randn(2, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def u(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * z
+
+    exact = objective(Models(u, u), batch(real, [0, 1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = objective(Models(u, u), batch(real, [0, 1]))
+    assert {name: float(value) for name, value in rounded.parts.items()} == {
+        name: float(value) for name, value in exact.parts.items()
+    }
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("field", list(FIELDS))
 def test_the_loss_is_constant_and_the_log_shows_what_falls(field: str) -> None:
     """A field of one temperature has the loss 1 in any units, at the real latents and beside them."""
     objective = Drifting(field=field, view=("latent",), temperature=(0.2,), generated=64, extra=64, real=128)

@@ -122,6 +122,21 @@ def test_a_small_class_fills_a_group_evenly(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
+def test_unlabelled_samples_are_one_class(tmp_path: Path) -> None:
+    write(tmp_path, [""] * 40)
+    for path in tmp_path.glob("*.tar"):  # without a member that says a class
+        with tarfile.open(path) as tar:
+            kept = [(member, tar.extractfile(member).read()) for member in tar if not member.name.endswith("cls")]  # type: ignore[union-attr]
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member, data in kept:
+                tar.addfile(member, io.BytesIO(data))
+    order = ClassGroups(opened(tmp_path), ["all"], 20)
+    groups = [order.group(position, 0) for position in range(4)]
+    assert all(label == 0 for label, _ in groups)
+    assert sorted([*groups[0][1], *groups[1][1]]) == list(range(40)) == sorted([*groups[2][1], *groups[3][1]])
+
+
+@pytest.mark.fast
 def test_what_cannot_be_grouped_is_refused(tmp_path: Path) -> None:
     write(tmp_path, LABELS)
     with pytest.raises(UsageError, match="group of 21 samples is more than its largest class has, 20"):

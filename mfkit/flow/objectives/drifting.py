@@ -93,40 +93,50 @@ class Drifting(CoupledObjective):
     def loss(self, models: Models, batch: Batch, outputs: dict[str, Tensor], rows: int) -> Loss:
         import torch
 
-        groups, field = len(batch.y), FIELDS[self.field]
-        latents = (
-            outputs["x"].unflatten(0, (groups, self.generated)), self._others(models, batch, rows), batch.data["latent"]
-        )  # fmt: skip
-        values, parts = [], {}
-        for view in self.view:
-            x, others, real = (_sets(view, of) for of in latents)
-            generated, dimensions = x.detach(), x.shape[-1]
-            scale = usual_distance(generated, torch.cat([generated, others], 2), real, field.power)
-            unit = (scale / dimensions**0.5).clamp(min=_LEAST)
-            step = torch.zeros_like(generated)
-            for temperature in self.temperature:
-                name = f"{view}.{temperature:g}"
-                jitter = partial(self._jitter, batch, name, x.shape)
-                vectors = Vectors(generated / unit, others / unit, real / unit, jitter, self.sinkhorn_iterations)
-                moved = field.move(vectors, temperature)
-                square = moved.square().mean((1, 2, 3), keepdim=True)
-                step += moved / square.clamp(min=_LEAST_SQUARE).sqrt()
-                parts[f"field.{name}"] = square.mean()
-            values.append((x / unit - (generated / unit + step)).square().mean())
+        groups = len(batch.y)
+        x = outputs["x"].unflatten(0, (groups, self.generated))
+        others = self._others(models, batch, rows)
+        values: list[Tensor] = []
+        parts: dict[str, Tensor] = {}
+        with torch.autocast(x.device.type, enabled=False):
+            for view in self.view:
+                sets = (_sets(view, latents) for latents in (x, others, batch.data["latent"]))
+                value, squares = self._of_view(batch, view, *sets)
+                values.append(value)
+                parts |= squares
         return Loss(torch.stack(values).sum(), torch.stack(list(parts.values())).mean(), parts)
+
+    def _of_view(
+        self, batch: Batch, view: str, x: Tensor, others: Tensor, real: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of vectors (G, M, N, D) among others, and the mean squared fields by name."""
+        import torch
+
+        field, generated = FIELDS[self.field], x.detach()
+        scale = usual_distance(generated, torch.cat([generated, others], 2), real, field.power)
+        unit = (scale / x.shape[-1] ** 0.5).clamp(min=_LEAST)
+        step, squares = torch.zeros_like(generated), {}
+        for temperature in self.temperature:
+            name = f"{view}.{temperature:g}"
+            jitter = partial(self._jitter, batch, name, x.shape)
+            vectors = Vectors(generated / unit, others / unit, real / unit, jitter, self.sinkhorn_iterations)
+            moved = field.move(vectors, temperature)
+            square = moved.square().mean((1, 2, 3), keepdim=True)
+            step += moved / square.clamp(min=_LEAST_SQUARE).sqrt()
+            squares[f"field.{name}"] = square.mean()
+        return (x / unit - (generated / unit + step)).square().mean(), squares
 
     def _others(self, models: Models, batch: Batch, rows: int) -> Tensor:
         """Latents without a gradient: (G, extra, C, H, W)."""
         import torch
 
-        z = batch.draws.normal("extra", (self.extra, *batch.latent_shape)).flatten(0, 1)
-        y = batch.y.repeat_interleave(self.extra)
-        found = [z]
-        if self.extra:
-            with torch.no_grad():
-                network = replace(models, network=models.unwrapped)
-                found = [one_step(network, *part) for part in zip(z.split(rows), y.split(rows), strict=True)]
-        return torch.cat(found).unflatten(0, (len(batch.y), self.extra))
+        z = batch.draws.normal("extra", (self.extra, *batch.latent_shape))
+        if not self.extra:
+            return z
+        without, y = replace(models, network=models.unwrapped), batch.y.repeat_interleave(self.extra)
+        with torch.no_grad():
+            parts = zip(z.flatten(0, 1).split(rows), y.split(rows), strict=True)
+            return torch.cat([one_step(without, *part) for part in parts]).view_as(z)
 
     def _jitter(self, batch: Batch, name: str, shape: tuple[int, ...]) -> Tensor:
         """(G, M, N, D), in a random direction as far as Laplace's law says."""

@@ -1,0 +1,116 @@
+"""Judges what recipes/objectives.sh trained: writes table.md and objectives.png.
+
+python recipes/objectives.py OUT
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from digits_report import Images, Judge
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import mfkit
+from mfkit.autoencoders.rae import RAE
+from mfkit.config.settings import SampleSettings
+from mfkit.data.codecs import to_uint8
+from mfkit.flow.random import Draws
+from mfkit.inference.sampler import sampler_of
+from mfkit.models.files import open_generator
+
+MODELS = {
+    "teacher": "teacher, 50 steps",
+    "cmt": "mid-trained: where all below start",
+    "mean-flow-teacher": "mean flow, the teacher's velocity",
+    "mean-flow-data": "mean flow, e − x",
+    "drifting-two-sided-token": "drifting, two-sided, per token",
+    "drifting-two-sided-latent": "drifting, two-sided, whole latent",
+    "drifting-token-token": "drifting, token field, per token",
+    "drifting-token-latent": "drifting, token field, whole latent",
+    "drifting-sinkhorn-token": "drifting, Sinkhorn, per token",
+    "drifting-sinkhorn-latent": "drifting, Sinkhorn, whole latent",
+    "frechet-mean-token": "Fréchet, mean token",
+    "frechet-latent": "Fréchet, whole latent",
+    "frechet-rae": "Fréchet, picture encoded again",
+    "drifting-then-frechet": "drifting, then Fréchet (mean token)",
+}
+COLUMNS = {
+    "rae_distance_to_train": ("RAE", "{:.4f}"),
+    "pixels_distance_to_train": ("pixels", "{:.4f}"),
+    "rae_distance_to_held_out": ("RAE, held-out", "{:.4f}"),
+    "pixels_distance_to_held_out": ("pixels, held-out", "{:.4f}"),
+    "variance_within_classes": ("variance", "{:.2f}"),
+    "read_as_requested": ("read", "{:.1%}"),
+    "nearest_training_image_50": ("nearest", "{:.3f}"),
+}
+IMAGES = 2000
+
+
+def draw(model: Path, rae: RAE, seed: int) -> Images:
+    file = open_generator(model)
+    sampler = sampler_of(file.network, SampleSettings(), file.description.time_shift)
+    found = []
+    for part in torch.arange(IMAGES).split(250):
+        noise = Draws(seed, "sample", part.tolist()).normal("noise", file.latent_shape)
+        with torch.no_grad():
+            found.append(to_uint8(rae.decode(sampler(noise, part % file.num_classes))))
+    return torch.cat(found), torch.arange(IMAGES) % file.num_classes
+
+
+def measure(folder: Path, judge: Judge, model: str) -> dict[str, float]:
+    """The figures of a model, kept beside it."""
+    kept = folder / f"{model}.figures.json"
+    if not kept.exists():
+        rae = mfkit.load(folder / "rae.safetensors")
+        assert isinstance(rae, RAE)
+        noise = 1000 + int(folder.name.removeprefix("seed-"))
+        kept.write_text(json.dumps(judge.figures(draw(folder / f"{model}.safetensors", rae, noise))))
+    return json.loads(kept.read_text())
+
+
+def main(out: Path) -> None:
+    folders = sorted(out.glob("seed-*"))
+    judges = [Judge(folder / "rae.safetensors") for folder in folders]
+    figures = {
+        model: [measure(folder, judge, model) for folder, judge in zip(folders, judges, strict=True)]
+        for model in MODELS
+    }
+    heads = [f"{len(folders)} seeds, {IMAGES:,} images each", "steps", *(name for name, _ in COLUMNS.values())]
+    lines = [
+        f"| {' | '.join(heads)} |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
+    for model, name in MODELS.items():
+        steps = out / f"steps-{model}"
+        cells = [_spread([found[key] for found in figures[model]], form) for key, (_, form) in COLUMNS.items()]
+        lines.append(f"| {name} | {steps.read_text().strip() if steps.exists() else ''} | " + " | ".join(cells) + " |")
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    _picture(out / "objectives.png", figures)
+    print("\n".join(lines))
+
+
+def _spread(values: list[float], form: str) -> str:
+    shown = form.format(mean(values))
+    return f"{shown} ± {form.format(stdev(values))}" if len(values) > 1 else shown
+
+
+def _picture(path: Path, figures: dict[str, list[dict[str, float]]]) -> None:
+    """Both distances of every model, in the order of the pixels'."""
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    order = sorted(MODELS, key=lambda model: -mean(found["pixels_distance_to_train"] for found in figures[model]))
+    for axes, key in zip(figure.subplots(1, 2, sharey=True), list(COLUMNS)[:2], strict=True):
+        values = [[found[key] for found in figures[model]] for model in order]
+        spread = [stdev(some) if len(some) > 1 else 0 for some in values]
+        colours = ["#888888" if model in ("teacher", "cmt") else "#1f77b4" for model in order]
+        axes.barh([MODELS[model] for model in order], [mean(some) for some in values], xerr=spread, color=colours)
+        axes.set(title=f"Fréchet distance to the training digits, {COLUMNS[key][0]}", xlim=(0, None))
+        axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Which objective? From the same mid-trained student of the digits, each for the same time, on three seeds.
+#
+#   recipes/objectives.sh [OUT]           default: runs/objectives
+#
+# BUDGET: seconds of training for each (120), start-up aside. SEEDS: "0 1 2". The steps that fit are measured once, on the
+# first seed, and written down. Run it again after an interruption: what is finished is kept. Nothing else should run.
+# OUT/table.md and OUT/objectives.png are what recipes/README.md shows.
+set -euo pipefail
+
+recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$recipes/steps.sh"
+out=${1:-runs/objectives}
+budget=${BUDGET:-120}
+read -ra seeds <<<"${SEEDS:-0 1 2}"
+
+# steps_for SECONDS FILE COMMAND...: how many steps of a training fit, by twenty of them.
+steps_for() {
+    local seconds=$1 file=$2
+    shift 2
+    if [ ! -e "$file" ]; then
+        "$@" --steps 20 --log-every 10 --overwrite --restart -q -o probe.safetensors >/dev/null
+        python - "$seconds" probe.log.jsonl "$("$@" --steps 20 --dry-run -o probe-plan.safetensors)" >"$file" <<'PYTHON'
+import json
+import sys
+
+seconds, log, plan = sys.argv[1:]
+with open(log) as lines:
+    rate = json.loads(lines.readlines()[-1])["samples_per_second"]
+print(max(20, int(float(seconds) * rate / json.loads(plan)["settings"]["batch_size"])))
+PYTHON
+        rm -f probe.*
+    fi
+    cat "$file"
+}
+
+# train NAME SECONDS COMMAND...: a training of the budget; its steps are those of the first seed.
+train() {
+    local name=$1 seconds=$2
+    shift 2
+    [ -e "$name.safetensors" ] ||
+        make "$name.safetensors" "$@" --seed "$seed" --steps "$(steps_for "$seconds" "../steps-$name" "$@")" \
+            -o "$name.safetensors"
+}
+
+mkdir -p "$out"
+cd "$out"
+for seed in "${seeds[@]}"; do
+    [ -e "seed-$seed/report.json" ] || "$recipes/digits.sh" "seed-$seed" "$seed" >/dev/null
+    cd "seed-$seed"
+    train mean-flow-teacher "$budget" mfkit distill --teacher teacher.safetensors --init cmt.safetensors
+    train mean-flow-data "$budget" mfkit bootstrap --init cmt.safetensors --learning-rate 1e-4 \
+        --final-learning-rate 5e-6
+    for field in two-sided token sinkhorn; do
+        for view in token latent; do
+            train "drifting-$field-$view" "$budget" mfkit bootstrap --init cmt.safetensors --objective drifting \
+                --field "$field" --view "$view"
+        done
+    done
+    train frechet-mean-token "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space mean-token
+    train frechet-latent "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space latent
+    train frechet-rae "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space rae \
+        --reference digits:train
+    train half-drifting $((budget / 2)) mfkit bootstrap --init cmt.safetensors --objective drifting
+    train drifting-then-frechet $((budget / 2)) mfkit bootstrap --init half-drifting.safetensors --objective frechet \
+        --space mean-token
+    cd ..
+done
+python "$recipes/objectives.py" .
