@@ -3,6 +3,7 @@
 python recipes/emoji.py FOLDER
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,15 +52,18 @@ def main(folder: Path) -> None:
         if not file.exists():
             sys.exit(f"{file} is missing: apt install {package}")
     font = ImageFont.truetype(str(FONT), STRIKE)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     count = 0
     for number, (group, characters) in enumerate(emoji()):
         image = draw(characters, font)
         if image is None:
             continue
-        place = folder / group.lower().replace(" & ", "-").replace(" ", "-")
+        place = partial / group.lower().replace(" & ", "-").replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         image.save(place / f"{number:04d}.png")
         count += 1
+    partial.rename(folder)
     print(f"{count} emoji in {len(list(folder.iterdir()))} groups")
 
 

@@ -68,9 +68,10 @@ class ClassGroups:
         if 0 in counts:
             label = counts.index(0)
             raise InputError(f"{dataset.artifact.path} has no sample of class {label}, {class_names[label]}")
-        if size > max(counts):
+        if size > (most := max(counts)):
             raise UsageError(
-                f"{dataset.artifact.path}: a group of {size} samples is more than its largest class has, {max(counts)}"
+                f"{dataset.artifact.path}: a group of {size} samples is more than its largest class has, {most}; give "
+                f"--real {most} or fewer"
             )
 
     def read(self, positions: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
