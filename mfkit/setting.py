@@ -16,14 +16,15 @@ def setting(
     min: float | None = None,
     max: float | None = None,
     choices: Collection[str] | None = None,
+    only: tuple[str, str] | None = None,
 ) -> Any:
     """A field of a :class:`Settings` class.
 
     :param metavar: its unit, as the help shows it. :param choices: the values it may have, such as a table's names.
+    :param only: another setting and the value with which alone this one means something.
     """
-    return field(
-        default=default, metadata={"help": help, "metavar": metavar, "min": min, "max": max, "choices": choices}
-    )
+    rules = {"help": help, "metavar": metavar, "min": min, "max": max, "choices": choices, "only": only}
+    return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, kw_only=True)

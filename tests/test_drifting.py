@@ -262,7 +262,9 @@ def test_settings_of_drifting(chain: Path, mfkit) -> None:
     for options, word in (
         ("--view pixel", "view is pixel; choose from token"),
         ("--field sinkhorn --extra 0", "field sinkhorn needs latents without a gradient"),
-        ("--sinkhorn-iterations 1.5", "give a whole number, or 0.5"),
+        ("--field sinkhorn --sinkhorn-iterations 1.5", "give a whole number, or 0.5"),
+        ("--sinkhorn-iterations 2", "is of --field sinkhorn, not of two-sided"),
+        ("--jitter 2", "is of --field token, not of two-sided"),
         ("--norm-p 1", "is of --objective mean-flow"),
     ):
         failed(mfkit(f"{DRIFT.format(chain)} {options}"), 2, word)

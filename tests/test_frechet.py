@@ -92,7 +92,7 @@ def affine(shift: Tensor, spread: Tensor):
 @pytest.mark.parametrize("space", ["latent", "token"])
 def test_moments_are_those_of_what_was_made(kind: str, space: str) -> None:
     """By hand: of the start, then of a moving average, or of a queue whose oldest samples go."""
-    objective = Frechet(space=(space,), moments=kind, moments_decay=0.7, start_samples=30, queue=30)
+    objective = Frechet(space=(space,), moments=kind, moments_decay=0.7, moment_samples=30)
     network = affine(torch.tensor(0.5), torch.tensor(2.0))
     own = models(network, objective)
     objective.begin(own, [batch(range(8), "start"), batch(range(8, 30), "start")])
@@ -127,7 +127,7 @@ def test_moments_are_those_of_what_was_made(kind: str, space: str) -> None:
 
 @pytest.mark.fast
 def test_an_affine_generator_reaches_the_moments() -> None:
-    objective = Frechet(space=("latent", "mean-token"), moments_decay=0.9, start_samples=2)
+    objective = Frechet(space=("latent", "mean-token"), moments_decay=0.9, moment_samples=2)
     shift, spread = torch.zeros(2, 1, 1, requires_grad=True), torch.full((2, 1, 1), 1.5, requires_grad=True)
     own = models(affine(shift, spread), objective)
     for space, scale in (("latent", 1.0), ("mean-token", 0.25)):
@@ -149,7 +149,7 @@ def test_an_affine_generator_reaches_the_moments() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", ["average", "queue"])
 def test_pieces_change_no_gradient(kind: str) -> None:
-    objective = Frechet(space=("latent", "token"), moments=kind, moments_decay=0.5, queue=20, start_samples=20)
+    objective = Frechet(space=("latent", "token"), moments=kind, moments_decay=0.5, moment_samples=20)
 
     def gradient(pieces: int) -> Tensor:
         shift, spread = torch.ones(2, 1, 1, requires_grad=True), torch.full((2, 1, 1), 1.5, requires_grad=True)
@@ -193,13 +193,13 @@ def test_features_with_a_gradient_are_those_of_fid(space: str, chain: Path, tmp_
 
 TRAIN = (
     "bootstrap --init {0}/cmt.safetensors --objective frechet --space mean-token --space rae "
-    "--reference digits:heldout --start-samples 50 --steps 4 --batch-size 16 --log-every 1 -o OUT.safetensors"
+    "--reference digits:heldout --moment-samples 50 --steps 4 --batch-size 16 --log-every 1 -o OUT.safetensors"
 )
 
 
 def test_micro_batches_do_what_a_whole_batch_does(chain: Path, tmp_path: Path, mfkit) -> None:
     command = TRAIN.format(chain)
-    queued = command + " --moments queue --queue 50"
+    queued = command + " --moments queue"
     rows = (("rows", command + " --micro-batch 4"), ("queued-rows", queued + " --micro-batch 2"))
     for name, line in (("one", command), ("queue", queued), *rows):
         done = mfkit(line.replace("OUT", name))
@@ -221,8 +221,8 @@ def test_stopped_and_resumed_to_the_same_bytes(chain: Path, tmp_path: Path) -> N
     common = f"--init {chain}/cmt.safetensors --steps 8 --save-every 1 --log-every 1"
     stopped_again_and_again(
         tmp_path, "KILL,TERM,KILL,INT",
-        f"bootstrap {common} --objective frechet --start-samples 40 --batch-size 20 -o f.safetensors",
-        f"bootstrap {common} --objective frechet --moments queue --queue 40 --batch-size 20 -o q.safetensors",
+        f"bootstrap {common} --objective frechet --moment-samples 40 --batch-size 20 -o f.safetensors",
+        f"bootstrap {common} --objective frechet --moments queue --moment-samples 40 --batch-size 20 -o q.safetensors",
         f"bootstrap {common} --objective drifting --generated 8 --extra 4 --real 16 --batch-size 16 --micro-batch 4 "
         "-o d.safetensors",
     )  # fmt: skip
@@ -266,7 +266,7 @@ def test_statistics_that_fid_wrote_are_the_reference(chain: Path, tmp_path: Path
             == 0
         )
     command = f"bootstrap --init {chain}/cmt.safetensors --objective frechet --space rae --steps 2 --batch-size 8 "
-    command += "--start-samples 20 --log-every 1 -o OUT.safetensors --reference"
+    command += "--moment-samples 20 --log-every 1 -o OUT.safetensors --reference"
     assert mfkit(command.replace("OUT", "images") + " digits:heldout").code == 0
     assert mfkit(command.replace("OUT", "both") + " p.npz --reference s.npz").code == 0
     one, other = (load_file(f"{name}.safetensors") for name in ("images", "both"))
@@ -284,9 +284,14 @@ def test_what_cannot_be_a_space_is_refused(chain: Path, mfkit) -> None:
         ("--space rae", 2, "--space rae needs --reference"),
         ("--space pixels", 2, "nothing is trained there"),
         ("--space nothing --reference digits", 2, "nothing"),
-        ("--class-dropout 0.1", 2, "--class-dropout 0"),
+        ("--class-dropout 0.1", 2, "trains every row with its label"),
         ("--space mean-token --latents nowhere", 3, "nowhere"),
-        ("--moments queue --queue 100", 2, "--queue 100 holds less than the 250 samples of a step"),
+        ("--moments queue --moment-samples 100", 2, "--moment-samples 100 is less than a step's 250 samples"),
+        ("--moments queue --moments-decay 0.5", 2, "--moments-decay is of --moments average"),
+        ("--reference digits", 2, "--reference is of spaces of the picture"),
+        ("--resize legacy-tf", 2, "--inception and --resize are of --space inception"),
+        ("--features-weights x", 2, "--features-weights are of one --space"),
+        ("--space rae --reference digits --reference digits:train", 2, "one set of real images is enough"),
         ("--space rae --reference nowhere.npz", 3, "nowhere.npz"),
         (f"--space rae --reference digits --latents {chain}/latents", 2, "--latents"),
     ):

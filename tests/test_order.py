@@ -178,10 +178,12 @@ def test_a_class_that_is_all_unreadable_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.fast
 def test_class_indices_alone_come_in_turn() -> None:
-    order = ClassIndices(7)
+    order = ClassIndices(range(7))
     labels = torch.cat([order.read(range(begin, begin + 21), 0)["label"] for begin in (0, 21)])
     assert torch.equal(labels.view(-1, 7).sort(1).values, torch.arange(7).repeat(6, 1))
     assert len({tuple(part) for part in labels.view(-1, 7).tolist()}) == 6
+    skewed = ClassIndices([0, 0, 0, 1]).read(range(40), 0)["label"].view(-1, 4)
+    assert torch.equal(skewed.sum(1), torch.ones(10, dtype=torch.long))
 
 
 def test_commands_say_what_groups_need(chain: Path, mfkit) -> None:
@@ -190,5 +192,5 @@ def test_commands_say_what_groups_need(chain: Path, mfkit) -> None:
         mfkit(command + f"--latents 'pipe:cat {chain}/latents/*.tar'"), 2, "groups of one class", "is a stream", "-o"
     )
     failed(mfkit(command + "--real 1000"), 2, "1000 samples is more than its largest class has, 15")
-    failed(mfkit(command + "--class-dropout 0.1"), 2, "--class-dropout 0")
+    failed(mfkit(command + "--class-dropout 0.1"), 2, "trains every row with its label")
     failed(mfkit(command + "--batch-size 100"), 2, "does not divide by the 48 rows")

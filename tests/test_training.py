@@ -191,9 +191,9 @@ SHARED = [
     "bootstrap --init {}/cmt.safetensors --latents {}/latents --objective drifting --view token --view mean-token "
     "--generated 8 --extra 4 --real 16 --batch-size 32 --steps 3 --log-every 1 -o OUT/g.safetensors",
     "bootstrap --init {}/cmt.safetensors --objective frechet --space mean-token --space rae --reference digits:heldout "
-    "--start-samples 50 --batch-size 16 --steps 3 --log-every 1 -o OUT/f.safetensors",
-    "bootstrap --init {}/cmt.safetensors --objective frechet --moments queue --queue 50 --batch-size 16 --steps 3 "
-    "--micro-batch 2 --log-every 1 -o OUT/q.safetensors",
+    "--moment-samples 50 --batch-size 16 --steps 3 --log-every 1 -o OUT/f.safetensors",
+    "bootstrap --init {}/cmt.safetensors --objective frechet --moments queue --moment-samples 50 --batch-size 16 "
+    "--steps 3 --micro-batch 2 --log-every 1 -o OUT/q.safetensors",
 ]
 """Every command that takes several processes."""
 

@@ -83,7 +83,6 @@ class VAE(Autoencoder):
         mean = self.network.encode(2 * images - 1).latent_dist.mode()
         return (mean - self._shift) * self.network.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to images (B, 3, S, S) in [0, 1]."""
         pixels = self.network.decode(latents / self.network.config.scaling_factor + self._shift).sample

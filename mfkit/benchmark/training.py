@@ -32,6 +32,8 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
         "activation_checkpointing": asked.activation_checkpointing,
     }  # fmt: skip
     settings, objective = resolve_training(stage, asked.preset, flags | {"objective": asked.objective})
+    if objective.spaces:
+        raise UsageError(f"--objective {objective.name} needs an RAE and real images, which bench does not have")
     if networks.rows % objective.rows_per_sample:
         raise UsageError(
             f"--batch-size {networks.rows} does not divide by the {objective.rows_per_sample} rows of a sample"

@@ -41,7 +41,7 @@ def train_student(
     settings, objective = resolve_training(stage, preset, flags)
     guidance = resolve(Guidance, stage, preset, flags)
     if given is not None and not objective.needs_latents:
-        raise UsageError("--latents: nothing looks at latents in this training")
+        raise UsageError("--latents: this training looks at no latents; leave it out")
     data = opened() if objective.needs_latents else None
     start = student_start(init, data, settings.seed, "init" if init is not teacher else "teacher")
     return train_generator(

@@ -4,7 +4,7 @@ No other module holds such numbers. A preset is one entry of :data:`PRESETS`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from mfkit.config.settings import GeneratorSettings, SizeName
@@ -102,7 +102,7 @@ _DIGITS = Preset(
         ),
         "bootstrap frechet": _SMALL_GENERATOR | dict(
             steps=200, batch_size=250, learning_rate=1e-5, final_learning_rate=5e-7, warmup=20, ema=0.98,
-            moments_decay=0.9, start_samples=2000, queue=2000,
+            moments_decay=0.9, moment_samples=2000,
         ),
         "train-mean-flow": _SMALL_GENERATOR | dict(
             steps=2800, learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, ema=0.999, time_shift=4.0
@@ -125,7 +125,7 @@ _SMALL_IMAGES = Preset(
     commands={
         command: settings
         | (dict(image_size=0) if command == "train-rae" else {})
-        | (dict(class_dropout=0.1) if "class_dropout" in settings and " " not in command else {})
+        | (dict(class_dropout=0.1) if "class_dropout" in settings else {})
         | (dict(norm_p=1.0) if "norm_p" in settings else {})
         for command, settings in _DIGITS.commands.items()
     },
@@ -133,13 +133,13 @@ _SMALL_IMAGES = Preset(
 
 _DRIFT_RAE = dict(
     steps=10_000, batch_size=32 * 64, learning_rate=3e-5, final_learning_rate=3e-7, schedule="linear", ema=0.9995,
-    ema_warmup=1000, class_dropout=0.0, field="token", view=("token",), generated=64, extra=192, real=256,
+    ema_warmup=1000, field="token", view=("token",), generated=64, extra=192, real=256,
 )  # fmt: skip
 """Drift-RAE's figures (arXiv 2606.15553), of ImageNet at 256 pixels; none are published for 512."""
 
 _FD_LOSS = dict(
     steps=62_500, batch_size=1024, learning_rate=1e-6, final_learning_rate=0.0, schedule="cosine", warmup=6250, ema=0.0,
-    max_grad_norm=0.0, class_dropout=0.0,
+    max_grad_norm=0.0,
     space=("inception", "vit_large_patch16_224.mae", "vit_so400m_patch16_siglip_256.v2_webli"),
 )  # fmt: skip
 """FD-loss on three networks (arXiv 2604.28190), 50 epochs, whose online weights are taken."""
@@ -253,6 +253,18 @@ def resolve_training(
             flag = given[0].replace("_", "-")
             raise UsageError(f"--{flag} is of --objective {other.name}, not of {kind.name}")
     settings = resolve(GeneratorSettings, stage, preset, flags, objective=kind.name)
-    if settings.class_dropout and not kind.drops_labels:
-        raise UsageError(f"--objective {kind.name} trains every row with its label: give --class-dropout 0")
-    return settings, resolve(kind, stage, preset, flags, objective=kind.name).resolved(settings.precision)
+    if not kind.drops_labels:
+        if flags.get("class_dropout"):
+            raise UsageError(f"--class-dropout: --objective {kind.name} trains every row with its label")
+        settings = replace(settings, class_dropout=0.0)
+    objective = resolve(kind, stage, preset, flags, objective=kind.name)
+    for item in settings_of(kind):
+        if item.metadata["only"] and flags.get(item.name) is not None:
+            other, value = item.metadata["only"]
+            if (chosen := getattr(objective, other)) != value:
+                raise UsageError(f"--{item.name.replace('_', '-')} is of --{other} {value}, not of {chosen}")
+    try:
+        objective.check_batch(settings.batch_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return settings, objective.resolved(settings.precision)

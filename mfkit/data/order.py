@@ -49,7 +49,7 @@ class ClassGroups:
     """Groups of samples of one class; the classes come in a new permutation each epoch.
 
     Within a class, groups are cut from a permutation of its samples until fewer than a group are left, then from a new
-    one: no sample is twice in a group, nor read again before the others. A class with fewer samples than a group has
+    one: no sample is twice in a group, nor twice in a round. A class with fewer samples than a group has
     each of them in it equally often, but for the last few.
     """
 
@@ -88,7 +88,7 @@ class ClassGroups:
         members = self._members[label]
         groups = max(1, len(members) // self._size)
         round_, part = divmod(epoch, groups)
-        order = np.random.default_rng([seed, round_, label]).permutation(members)
+        order = np.random.default_rng([seed, round_, label + 1]).permutation(members)
         return label, np.resize(order[part * self._size :], self._size)
 
     def _next(self, index: int) -> int:
@@ -98,13 +98,15 @@ class ClassGroups:
 
 
 class ClassIndices:
-    """Class indices without data, ``label`` (B,): each in turn, every time in a new permutation of all."""
+    """Class indices without data, ``label`` (B,), as often as they are in some labels, shuffled anew each epoch."""
 
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes, self.skips = num_classes, SkipPolicy()
+    def __init__(self, labels: Sequence[int] | NDArray[np.int64]) -> None:
+        """:param labels: (N,); each class once for all alike."""
+        self._labels, self.skips = np.asarray(labels), SkipPolicy()
 
     def read(self, positions: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-        return {"label": torch.tensor([_shuffled(position, self._num_classes, seed) for position in positions])}
+        places = [_shuffled(position, len(self._labels), seed) for position in positions]
+        return {"label": torch.from_numpy(self._labels[places])}
 
 
 def _labels(dataset: IndexedTars) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from mfkit.config.settings import AutoencoderSettings, DTypeName, EncodeSettings
 from mfkit.data.codecs import DTYPES
 from mfkit.errors import InputError
 from mfkit.evaluation.flops import RULES, Flops, decoder_flops, encoder_flops, generator_flops, vanilla_flops
-from mfkit.flow.objectives.base import Stage
+from mfkit.flow.objectives import OBJECTIVES, Stage
 from mfkit.flow.solvers import SOLVERS
 from mfkit.models.architectures import architecture_of
 from mfkit.models.files import open_generator
@@ -105,10 +105,10 @@ def measured_rates(path: Path) -> dict[str, float]:
     for entry in entries:
         entry = parse(dict, entry, f"{path}, which is not what mfkit bench --json prints,")
         if "flops_per_second" in entry:
-            stage = parse(str, entry.get("stage"), path)
-            if entry.get("objective") == _SHORT:
-                stage = f"{stage} {_SHORT}"
-            rates[stage] = parse(float, entry["flops_per_second"], path) / 1e12
+            stage, objective = parse(str, entry.get("stage"), path), entry.get("objective")
+            default = next((name for name, kind in OBJECTIVES.items() if stage in kind.stages), None)
+            name = stage if objective in (None, default) else f"{stage} {objective}"
+            rates[name] = parse(float, entry["flops_per_second"], path) / 1e12
     if not rates or not all(rate > 0 for rate in rates.values()):
         raise InputError(f"{path} holds the rate of no stage, or one that is not above 0")
     return rates

@@ -61,10 +61,14 @@ def _untrained(
     """The distance in a space that nothing is trained on, beside one that may have been; None without real images."""
     names = ", ".join(one["space"] for one in ours.conditions["trained_spaces"])
     logger.warning("%s: the model was trained by its distance in %s, where a figure is no evidence", samples, names)
-    if real.statistics:
+    extractor, size = open_features(FeatureRequest(features="pixels")), ours.conditions["size"]
+    try:
+        alone = known_statistics(reference, extractor, [])
+    except InputError:  # of other features
+        alone = real
+    if alone:
         logger.warning("%s holds statistics alone: give its images, for a space that was not trained on", reference)
         return None
-    extractor, size = open_features(FeatureRequest(features="pixels")), ours.conditions["size"]
     one = see_images(samples, extractor, ("features",), size, count=count, **seen)
     other = see_images(reference, extractor, ("features",), None if reference.endswith(".npz") else size, **seen)
     return FID.compute(one, other) | {"features": extractor.conditions["features"]}

@@ -96,9 +96,10 @@ def sinkhorn(vectors: Vectors, temperature: float) -> Tensor:
     if vectors.iterations:
         pull, push = (transport(one, vectors.iterations) @ y for one, y in zip(logits, sides, strict=True))
     else:
-        highest = torch.stack([one.amax((-2, -1), True) for one in logits]).amax(0)  # a factor that both sides share
+        highest = torch.stack([one.amax() for one in logits]).amax()
         kernels = [(one - highest).exp() / one.shape[-1] for one in logits]
-        pull, push = (k @ y - k.sum(-1, True) * x for k, y in zip(kernels, sides, strict=True))
+        usual = torch.stack([one.sum(-1).mean() for one in kernels]).mean()  # one factor for all, so that none vanish
+        pull, push = (k / usual @ y - k.sum(-1, True) / usual * x for k, y in zip(kernels, sides, strict=True))
     return pull - push
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather, reduce
 from torch import nn
@@ -96,15 +97,21 @@ def frozen_velocity(teacher: Generator, guidance: Guidance, class_dropout: float
     return torch.no_grad()(guidance.guided(network, network.config.num_classes, class_dropout))
 
 
-def training_order(
-    objective: Objective, data: LatentDataset | None, num_classes: int
-) -> TrainingOrder | StreamDataset:  # fmt: skip
+def class_indices(data: LatentDataset | None, num_classes: int) -> ClassIndices:
+    """Classes as often as real images have them, where there are latents to tell by their index; else all alike."""
+    if data and isinstance(data.dataset, IndexedTars):
+        labels = data.dataset.index.label
+        return ClassIndices(labels[labels >= 0])
+    return ClassIndices(range(num_classes))
+
+
+def training_order(objective: Objective, data: LatentDataset | None, num_classes: int) -> TrainingOrder | StreamDataset:
     """What an objective reads, in the order of a run.
 
     :param num_classes: of the generator. :raises UsageError: it reads by class, and the latents are a stream.
     """
     if objective.reads is None or data is None:
-        return ClassIndices(num_classes)
+        return class_indices(data, num_classes)
     if not objective.class_group:
         return shuffle(data.dataset)
     if not isinstance(data.dataset, IndexedTars):
@@ -147,18 +154,18 @@ def generator_loss(
 
 def begin(
     stage: Stage, network: Generator, models: Models, objective: Objective, settings: GeneratorSettings,
-    time_shift: float, classes: int,
+    time_shift: float, order: ClassIndices,
 ) -> None:  # fmt: skip
     """Lets an objective see samples of the starting network, whose noise is none that it is trained on."""
-    world, shape = processes(), network.config.latent_shape
-    device, order = world.device, ClassIndices(classes)
-    ends = [objective.samples_at_start * rank // world.num_processes for rank in range(world.num_processes + 1)]
-    own = range(*ends[world.process_index : world.process_index + 2])
+    world, shape, device = processes(), network.config.latent_shape, processes().device
     rows = settings.micro_batch or max(1, settings.batch_size // world.num_processes)
+    # Every process has as many batches: under FSDP each of them is a matter of all.
+    count = -(-objective.samples_at_start // (world.num_processes * rows))
+    parts = np.array_split(np.arange(objective.samples_at_start), world.num_processes * count)
 
     def batches() -> Iterator[Batch]:
-        for first in range(0, len(own), rows):
-            positions = own[first : first + rows]
+        for part in parts[count * world.process_index : count * (world.process_index + 1)]:
+            positions = part.tolist()
             labels = order.read(positions, settings.seed)["label"].to(device)
             draws = Draws(settings.seed, f"{stage}/begin", positions, device)
             yield Batch({}, labels, positions, torch.zeros(len(labels)), draws, time_shift, shape)
@@ -203,6 +210,9 @@ def train_generator(
     }  # fmt: skip
     classes = len(data.class_names) if data else network.config.num_classes
     order = training_order(objective, data, classes)
+    digests: dict[str, Any] = {role: artifact.digest for role, artifact in inputs.items()}
+    if spaces:
+        digests["spaces"] = spaces.described
 
     def tasks() -> Iterator[Task]:
         velocity = None
@@ -215,8 +225,8 @@ def train_generator(
             network=network, data=order, loss=generator_loss(stage, network, models, objective, settings, shift),
             settings=settings, blocks=network.blocks, state=models.state, rows_per_sample=objective.rows_per_sample,
             coupling=objective.coupling,
-            begin=partial(begin, stage, network, models, objective, settings, shift, classes),
-            resume_key=asdict(network.config) | chosen | {role: artifact.digest for role, artifact in inputs.items()},
+            begin=partial(begin, stage, network, models, objective, settings, shift, class_indices(data, classes)),
+            resume_key=asdict(network.config) | chosen | digests,
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
         )  # fmt: skip
 

@@ -65,7 +65,8 @@ def open_spaces(
     exact = torch.device("cpu") if processes().device.type == "mps" else processes().device
     of_views = cache(partial(_latent_moments, data, views, sizes, exact, workers))
     of_pictures = {
-        name: _reference(name, one, request.reference, one.image_size or size) for name, one in pictures.items()
+        name: _reference(name, one, request.reference, one.image_size or size, workers)
+        for name, one in pictures.items()
     }
 
     def reference(name: str) -> tuple[Tensor, Tensor]:
@@ -108,9 +109,9 @@ def _decoder(shape: tuple[int, ...], inputs: Mapping[str, Artifact]) -> tuple[Ca
 
 
 def _reference(
-    space: str, extractor: FeatureExtractor, references: Sequence[str], size: int | None
+    space: str, extractor: FeatureExtractor, references: Sequence[str], size: int | None, workers: int
 ) -> Callable[[], Moments]:
-    """What measures the real images in a space: statistics that are of it, else those images that are named first."""
+    """What measures the real images in a space: statistics that are of it, else the images."""
     images, reasons = [], []
     for location in references:
         if location.endswith(".npz") and not Path(location).exists():
@@ -126,7 +127,12 @@ def _reference(
     if not images:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise UsageError(f"--space {space} needs --reference: real images, or `fid --save-stats` of them{why}")
-    return lambda: see_images(images[0], extractor, ["features"], size, batch_size=250, workers=4).moments("features")
+    if len(images) > 1:
+        raise UsageError(f"--reference {images[1]}: one set of real images is enough, {images[0]}")
+    (location,) = images
+    return lambda: see_images(location, extractor, ["features"], size, batch_size=250, workers=workers).moments(
+        "features"
+    )
 
 
 def _artifacts(references: Sequence[str]) -> dict[str, Artifact]:

@@ -41,7 +41,7 @@ class Loss(NamedTuple):
     value: Tensor
     """(), what is differentiated."""
     mse: Tensor
-    """(), mean squared error per element, without weights and without a gradient."""
+    """(), mean squared error per element, or what else falls where the student learns; without a gradient."""
     parts: Mapping[str, Tensor] = MappingProxyType({})
     """() each, what else the log shows, by name; the same names in every step."""
 
@@ -176,6 +176,9 @@ class Objective(Settings):
     def samples_at_start(self) -> int:
         """Samples of the starting network that :meth:`begin` sees."""
         return 0
+
+    def check_batch(self, batch_size: int) -> None:
+        """:raises ValueError: a step cannot have so many rows."""
 
     def initial_state(self, models: Models) -> dict[str, Tensor]:
         """Tensors that it keeps between steps, by name; of the same shapes in every process."""

@@ -55,15 +55,18 @@ class Drifting(CoupledObjective):
         min=1e-4,
     )
     generated: int = setting(
-        64, "Latents of a class that are generated with a gradient; classes a step are --batch-size by this.",
+        64, "Latents of a class that are generated with a gradient; a step has --batch-size / this many classes.",
         metavar="N", min=2,
     )  # fmt: skip
-    extra: int = setting(192, "More of them without a gradient.", metavar="N", min=0)
-    real: int = setting(256, "Real latents of the class.", metavar="N", min=1)
-    sinkhorn_iterations: float = setting(
-        1, "Iterations of field sinkhorn; 0.5 is the KL field, 0 the MMD field.", metavar="N", min=0, max=100
+    extra: int = setting(
+        192, "Latents of a class that are generated without a gradient besides; they repel too.", metavar="N", min=0
     )
-    jitter: float = setting(1, "Jitter of field token, in temperatures.", metavar="J", min=0)
+    real: int = setting(256, "Real latents of a class, which attract.", metavar="N", min=1)
+    sinkhorn_iterations: float = setting(
+        1, "Iterations of field sinkhorn; 0.5 is the KL field, 0 the MMD field.", metavar="N", min=0, max=100,
+        only=("field", "sinkhorn"),
+    )  # fmt: skip
+    jitter: float = setting(1, "Jitter of field token, in temperatures.", metavar="J", min=0, only=("field", "token"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

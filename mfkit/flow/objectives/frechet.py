@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mfkit.errors import UsageError
 from mfkit.flow.objectives.base import (
     GRADIENT,
     OWN_ENCODER,
@@ -50,31 +49,43 @@ class Frechet(CoupledObjective):
 
     space: tuple[str, ...] = setting(
         ("mean-token",),
-        f"Where the distance is taken; repeatable. Of the latents {', '.join(VIEWS)}; of the decoded picture what `fid "
-        f"--features` takes, or {OWN_ENCODER} for the RAE's own encoder.",
+        f"Where the distance is taken; repeatable. Of the latents {', '.join(VIEWS)}; of the decoded picture "
+        f"{OWN_ENCODER} (the RAE's own encoder), inception, a timm model, or another RAE's file.",
         metavar="SPACE",
     )
     reference: tuple[str, ...] = setting(
         (),
-        "Real images, or statistics by `fid --save-stats`, for spaces of the picture; repeatable, a file for each "
-        "space. Those of the latents have the latents.",
+        "For spaces of the picture: real images, or statistics that `fid --save-stats` wrote; repeatable, statistics "
+        "for each space. Spaces of the latents need none.",
         metavar="IMAGES|NPZ",
     )
     resize: Literal["clean", "legacy-tf"] = setting("clean", "How pictures are resized before Inception.")
     inception: str | None = setting(None, "Local copy of Inception's weights.", metavar="FILE")
     features_weights: str | None = setting(None, "Local copy of the weights of a timm model.", metavar="FILE")
-    moments: Literal["average", "queue"] = setting("average", "How moments outlive a step.")
-    moments_decay: float = setting(0.999, "Decay of the moving average of moments.", metavar="D", min=0, max=1)
-    queue: int = setting(50_000, "Samples whose features a queue holds.", metavar="N", min=1)
-    start_samples: int = setting(
-        50_000, "Samples of the starting student that the moving average begins with.", metavar="N", min=2
+    moments: Literal["average", "queue"] = setting(
+        "average", "How earlier steps count in the moments: by a moving average, or by a queue of their features."
+    )
+    moments_decay: float = setting(
+        0.999, "Decay of the moving average.", metavar="D", min=0, max=1, only=("moments", "average")
+    )
+    moment_samples: int = setting(
+        50_000,
+        "Samples of the starting student that moments begin with; a queue holds as many.",
+        metavar="N",
+        min=2,
     )
     distance_eps: float = setting(0.01, "eps of the weight 1 / (FD + eps) of a space.", metavar="EPS", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.space:
-            raise ValueError("space is empty; name one or more")
+        of_pictures = [space for space in self.space if space not in VIEWS]
+        of_timm = [space for space in of_pictures if space not in (OWN_ENCODER, "inception")]
+        if (self.inception or self.resize != "clean") and "inception" not in self.space:
+            raise ValueError("--inception and --resize are of --space inception")
+        if self.features_weights and len([space for space in of_timm if not space.endswith(".safetensors")]) != 1:
+            raise ValueError("--features-weights are of one --space that is a timm model")
+        if self.reference and not of_pictures:
+            raise ValueError("--reference is of spaces of the picture; none is named")
 
     @property
     def spaces(self) -> SpaceRequest:
@@ -85,7 +96,11 @@ class Frechet(CoupledObjective):
 
     @property
     def samples_at_start(self) -> int:
-        return self.queue if self.moments == "queue" else self.start_samples
+        return self.moment_samples
+
+    def check_batch(self, batch_size: int) -> None:
+        if self.moments == "queue" and batch_size > self.moment_samples:
+            raise ValueError(f"--moment-samples {self.moment_samples} is less than a step's {batch_size} samples")
 
     @property
     def needs_latents(self) -> bool:
@@ -98,8 +113,12 @@ class Frechet(CoupledObjective):
         return batch.draws.normal("noise", batch.latent_shape), batch.y
 
     def outputs(self, models: Models, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+        import torch
+
         assert models.features is not None
-        return models.features.extract(one_step(models, z, y))
+        x = one_step(models, z, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return models.features.extract(x)
 
     def initial_state(self, models: Models) -> dict[str, Tensor]:
         import torch
@@ -111,7 +130,7 @@ class Frechet(CoupledObjective):
                 side = (dimensions,) * shape
                 state[f"{space}.{name}"] = torch.zeros(side, dtype=torch.float64, device=device)
             if self.moments == "queue":
-                state[f"{space}.queue"] = torch.zeros(self.queue, vectors, dimensions, device=device)
+                state[f"{space}.queue"] = torch.zeros(self.moment_samples, vectors, dimensions, device=device)
                 state[f"{space}.oldest"] = torch.zeros((), dtype=torch.int64)
         return state
 
@@ -134,7 +153,8 @@ class Frechet(CoupledObjective):
             for name, divisor in (("mean", count), ("second", count), ("queue", 1)):
                 if name in state:
                     state[name].copy_(models.total(state[name]) / divisor)
-            mean, covariance = models.features.reference(space)
+            with torch.autocast(models.features.exact.type, enabled=False):
+                mean, covariance = models.features.reference(space)
             state["reference_mean"].copy_(mean)
             state["reference_root"].copy_(symmetric_root(covariance))
 
@@ -144,7 +164,7 @@ class Frechet(CoupledObjective):
         distances = {}
         for space, features in outputs.items():
             with torch.autocast(features.device.type, enabled=False):
-                distances[space] = self._distance(models, space, features)
+                distances[space] = self._distance(models, space, features).float().to(features.device)
         values = [distance / (distance.detach() + self.distance_eps) for distance in distances.values()]
         parts = {f"frechet.{space}": distance.detach() for space, distance in distances.items()}
         return Loss(torch.stack(values).sum(), torch.stack(list(parts.values())).mean(), parts)
@@ -178,16 +198,14 @@ class Frechet(CoupledObjective):
         """Mean and second moment of the queue and this step's features, which then take the place of the oldest."""
         import torch
 
-        new, held = len(every), self.queue * every.shape[1]
-        if new > self.queue:
-            raise UsageError(f"--queue {self.queue} holds less than the {new} samples of a step")
+        new, held = len(every), self.moment_samples * every.shape[1]
         moments = [(held * state[name] + sums) / (held + count) for name, sums in (("mean", first), ("second", second))]
-        places = (state["oldest"].to(every.device) + torch.arange(new, device=every.device)) % self.queue
+        places = (state["oldest"].to(every.device) + torch.arange(new, device=every.device)) % self.moment_samples
         gone = _sums(state["queue"][places].double())
         for name, added, removed in zip(("mean", "second"), (first, second), gone, strict=True):
             state[name] += (added.detach() - removed) / held
         state["queue"][places] = every.float()
-        state["oldest"].copy_((state["oldest"] + new) % self.queue)
+        state["oldest"].copy_((state["oldest"] + new) % self.moment_samples)
         return moments[0], moments[1]
 
 
