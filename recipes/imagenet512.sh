@@ -9,6 +9,7 @@
 set -euo pipefail
 
 export PRESET=imagenet512 BOOTSTRAP=yes TRAJECTORIES=${TRAJECTORIES:-12500}
-export DECODER=decoders/dinov2/wReg_base/ViTXL_n08_i512/model.pt STATS=stats/dinov2/wReg_base/imagenet1k_512/stat.pt
-export TEACHER=DiTs/Dinov2/wReg_base/ImageNet512/DiTDH-XL_ep400/stage2_model.pt
+export DECODER=${DECODER:-decoders/dinov2/wReg_base/ViTXL_n08_i512/model.pt}
+export STATS=${STATS:-stats/dinov2/wReg_base/imagenet1k_512/stat.pt}
+export TEACHER=${TEACHER:-DiTs/Dinov2/wReg_base/ImageNet512/DiTDH-XL_ep400/stage2_model.pt}
 exec "$(dirname "${BASH_SOURCE[0]}")/imagenet256.sh" "${1:-}" "${2:-}" "${3:-runs/imagenet512}"

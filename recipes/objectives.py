@@ -1,6 +1,7 @@
 """Judges what recipes/objectives.sh trained: writes table.md and objectives.png.
 
 python recipes/objectives.py OUT
+python recipes/objectives.py --steps SECONDS    # how many fit, by probe.json and probe.log.jsonl in this folder
 """
 
 import json
@@ -14,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import mfkit
+from mfkit.artifacts.atomic import write_text
 from mfkit.autoencoders.rae import RAE
 from mfkit.config.settings import SampleSettings
 from mfkit.data.codecs import to_uint8
@@ -67,7 +69,7 @@ def measure(folder: Path, judge: Judge, model: str) -> dict[str, float]:
         rae = mfkit.load(folder / "rae.safetensors")
         assert isinstance(rae, RAE)
         noise = 1000 + int(folder.name.removeprefix("seed-"))
-        kept.write_text(json.dumps(judge.figures(draw(folder / f"{model}.safetensors", rae, noise))))
+        write_text(kept, json.dumps(judge.figures(draw(folder / f"{model}.safetensors", rae, noise))))
     return json.loads(kept.read_text())
 
 
@@ -112,5 +114,13 @@ def _picture(path: Path, figures: dict[str, list[dict[str, float]]]) -> None:
     figure.savefig(path, dpi=110)
 
 
+def steps_in(seconds: float) -> int:
+    rate = json.loads(Path("probe.log.jsonl").read_text().splitlines()[-1])["samples_per_second"]
+    return max(20, int(seconds * rate / json.loads(Path("probe.json").read_text())["settings"]["batch_size"]))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--steps":
+        print(steps_in(float(sys.argv[2])))
+    else:
+        main(Path(sys.argv[1]))

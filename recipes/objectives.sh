@@ -14,33 +14,19 @@ out=${1:-runs/objectives}
 budget=${BUDGET:-120}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 
-# steps_for SECONDS FILE COMMAND...: how many steps of a training fit, by twenty of them.
-steps_for() {
-    local seconds=$1 file=$2
+# train NAME SECONDS COMMAND...: a training of so many seconds. The steps that fit are told by twenty of them, on the
+# first seed.
+train() {
+    local name=$1 seconds=$2 steps=../steps-$1
     shift 2
-    if [ ! -e "$file" ]; then
+    [ ! -e "$name.safetensors" ] || return 0
+    if [ ! -e "$steps" ]; then
+        "$@" --steps 20 --dry-run -o probe.safetensors >probe.json
         "$@" --steps 20 --log-every 10 --overwrite --restart -q -o probe.safetensors >/dev/null
-        python - "$seconds" probe.log.jsonl "$("$@" --steps 20 --dry-run -o probe-plan.safetensors)" >"$file" <<'PYTHON'
-import json
-import sys
-
-seconds, log, plan = sys.argv[1:]
-with open(log) as lines:
-    rate = json.loads(lines.readlines()[-1])["samples_per_second"]
-print(max(20, int(float(seconds) * rate / json.loads(plan)["settings"]["batch_size"])))
-PYTHON
+        write "$steps" python "$recipes/objectives.py" --steps "$seconds"
         rm -f probe.*
     fi
-    cat "$file"
-}
-
-# train NAME SECONDS COMMAND...: a training of the budget; its steps are those of the first seed.
-train() {
-    local name=$1 seconds=$2
-    shift 2
-    [ -e "$name.safetensors" ] ||
-        make "$name.safetensors" "$@" --seed "$seed" --steps "$(steps_for "$seconds" "../steps-$name" "$@")" \
-            -o "$name.safetensors"
+    make "$name.safetensors" "$@" --seed "$seed" --steps "$(cat "$steps")" -o "$name.safetensors"
 }
 
 mkdir -p "$out"

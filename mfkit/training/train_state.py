@@ -31,7 +31,10 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
 
 
 def ema_decay(settings: TrainingSettings, step: int) -> float:
-    """The decay of the weights' EMA after a step, counted from 0: rises to its setting, from 0.5 or 0."""
+    """The decay of the weights' EMA after a step, counted from 0: rises to its setting, from 0.5 or 0.
+
+    With a warm-up of k0 steps it is 0.5 (2 D)^(k / k0), as in Drift-RAE (arXiv 2606.15553).
+    """
     if settings.ema_warmup:
         return min(settings.ema, 0.5 * (2 * settings.ema) ** (step / settings.ema_warmup))
     return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
