@@ -225,7 +225,9 @@ def train_generator(
             network=network, data=order, loss=generator_loss(stage, network, models, objective, settings, shift),
             settings=settings, blocks=network.blocks, state=models.state, rows_per_sample=objective.rows_per_sample,
             coupling=objective.coupling,
-            begin=partial(begin, stage, network, models, objective, settings, shift, class_indices(data, classes)),
+            begin=partial(begin, stage, network, models, objective, settings, shift, class_indices(data, classes))
+            if objective.samples_at_start
+            else None,
             resume_key=asdict(network.config) | chosen | digests,
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
         )  # fmt: skip
