@@ -296,3 +296,15 @@ def test_what_cannot_be_a_space_is_refused(chain: Path, mfkit) -> None:
         (f"--space rae --reference digits --latents {chain}/latents", 2, "--latents"),
     ):
         failed(mfkit(command + options), code, word)
+
+
+def test_an_imported_student_decodes_by_the_rae_of_its_latents(chain: Path, mfkit) -> None:
+    torch.save(load_file(chain / "mft.safetensors"), "student.pt")
+    assert mfkit("import student.pt -o student.safetensors --preset digits").code == 0
+    command = (
+        "bootstrap --init student.safetensors --objective frechet --space rae --reference digits:heldout --steps 1 "
+    )
+    command += "--batch-size 8 --moment-samples 20 -o x.safetensors"
+    failed(mfkit(command + f" --space mean-token --latents {chain}/traj"), 3, "traj")
+    done = mfkit(command + f" --space mean-token --latents {chain}/latents")
+    assert done.code == 0, done.err

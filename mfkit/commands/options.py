@@ -4,15 +4,16 @@ Only the standard library and typer are imported here, so that help answers at o
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from mfkit.commands.console import is_main_process, leave_process_group, one_line_errors, set_verbosity
+from mfkit.commands.setting_options import choices_of, setting_option
 from mfkit.config.presets import PRESETS, PresetName
 from mfkit.config.settings import OnError
 from mfkit.errors import UsageError
@@ -148,7 +149,7 @@ class Subcommand:
         for kind in (*objectives.values(), *self.settings):
             hints = get_type_hints(kind)
             for item in settings_of(kind):
-                flags.setdefault(item.name, _setting_option(item, hints[item.name], kind, name))
+                flags.setdefault(item.name, setting_option(item, hints[item.name], kind, name))
         parameters += [_parameter(flag, annotation, None) for flag, annotation in flags.items()]
 
         def run(**values: Any) -> None:
@@ -199,78 +200,13 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _objective_option(objectives: Mapping[str, type[Any]]) -> Any:
     option = typer.Option(help=f"Loss to train by.  [default: {next(iter(objectives))}]")
-    return Annotated[_choices(objectives) | None, option]
+    return Annotated[choices_of(objectives) | None, option]
 
 
 def _about(kind: type[Objective], stage: Stage) -> str:
     objective = kind()
     reads = f"{kind.reads or 'no data'}{' by class' if objective.class_group else ''}"
     return f"{kind.summary}; reads {reads}; {objective.forward_passes(stage):g} forward passes a row"
-
-
-def _setting_option(item: Field[Any], hint: Any, kind: type[Settings], command: str) -> Any:
-    """A setting as an optional typer option: None means that the preset decides."""
-    rule = item.metadata
-    low, high = rule["min"], rule["max"]
-    if hint is int:
-        low, high = (None if bound is None else int(bound) for bound in (low, high))
-    heading = next(
-        str(vars(base).get("heading") or kind.heading)
-        for base in reversed(kind.__mro__)
-        if item.name in inspect.get_annotations(base)
-    )
-    values = {label: values.get(item.name, item.default) for label, values in _presets(command, kind).items()}
-    # A switch that is off unless it is given needs no way to turn it off.
-    names = [f"--{item.name.replace('_', '-')}"] if hint is bool and not any([item.default, *values.values()]) else []
-    choices = rule["choices"]
-    repeatable = get_args(hint)[1:] == (...,)
-    metavar = rule["metavar"] or ("|".join(choices) if repeatable and choices else None)
-    option = typer.Option(
-        *names, help=rule["help"] + ("" if names else _defaults(item.default, values)), metavar=metavar, min=low,
-        max=high, rich_help_panel=heading,
-    )  # fmt: skip
-    if repeatable:  # typer takes no list of choices; the settings check them
-        return Annotated[list.__class_getitem__(get_args(hint)[0]) | None, option]
-    return Annotated[(_choices(choices) if choices else hint) | None, option]
-
-
-def _presets(command: str, kind: type[Settings]) -> dict[str, dict[str, Any]]:
-    """What presets set for a command, by preset; where an objective has its own of what others have, by both names."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, preset in PRESETS.items():
-        common = preset.commands.get(command, {})
-        if issubclass(kind, Objective):
-            found[name] = common | preset.commands.get(f"{command} {kind.name}", {})
-            continue
-        found[name] = common
-        own = [key for key in preset.commands if key.startswith(f"{command} ")]
-        found |= {f"{name} {key.split()[1]}": common | preset.commands[key] for key in own}
-    return found
-
-
-def _choices(names: Collection[str]) -> Any:
-    return Literal[*names]
-
-
-def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
-    """The default of a setting, and what presets have in its place, or an objective in that of its preset."""
-    if default in (None, ()):
-        return ""
-    others: dict[str, list[str]] = {}
-    for name, value in presets.items():
-        preset, _, objective = name.partition(" ")
-        if value != (presets[preset] if objective else default):
-            others.setdefault(_value(value), []).append(name)
-    shown = [f"default: {_value(default)}", *(f"{', '.join(names)}: {value}" for value, names in others.items())]
-    return f"  [{'; '.join(shown)}]"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return " ".join(_value(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCommand]:

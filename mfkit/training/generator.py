@@ -75,6 +75,8 @@ def student_start(init: GeneratorFile, data: LatentDataset | None, seed: int, ro
             network = init.architecture.student.from_teacher(network)
     own = init.artifact
     inputs = {role: own, **own.reference("latents"), **own.reference("rae")}
+    if data:  # an imported student may not know its RAE
+        inputs = {**inputs, **data.artifact.reference("rae"), **inputs}
     about = init.description
     return Start(init.architecture.name, network, about.time_shift, about.class_names, inputs, about.trained_spaces)
 
