@@ -21,27 +21,34 @@ make rae.safetensors mfkit train-rae digits:train --encoder tiny -o rae.safetens
     $short ${STEPS:+--pretrain-steps $STEPS}
 make latents/index.json mfkit encode digits:train --rae rae.safetensors -o latents
 make teacher.safetensors mfkit train-teacher latents -o teacher.safetensors --seed "$seed" $short
-make traj/index.json mfkit trajectories --teacher teacher.safetensors -n "${TRAJECTORIES:-8000}" -o traj --seed "$seed"
+make traj/index.json mfkit trajectories --teacher teacher.safetensors -n "${TRAJECTORIES:-2000}" -o traj --seed "$seed"
 make cmt.safetensors mfkit midtrain traj --teacher teacher.safetensors -o cmt.safetensors --seed "$seed" $short
 
-# The paper's chain
-make mfd.safetensors mfkit distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors \
-    --seed "$seed" $short
-make mft.safetensors mfkit bootstrap --init mfd.safetensors -o mft.safetensors --seed "$seed" $short
-
-# The better one
-make drift.safetensors mfkit bootstrap --init cmt.safetensors --objective drifting -o drift.safetensors \
-    --seed "$seed" $short
-
-for noise in $(seq "${NOISES:-1}"); do
-    for model in drift mft teacher; do
-        folder=samples/$model-$noise
-        make "$folder/index.json" mfkit sample "$model.safetensors" -n "${SAMPLES:-2000}" -o "$folder" \
-            --seed $((1000 * noise + seed))
+# sample MODEL: draws its images, NOISES sets of them.
+sample() {
+    for noise in $(seq "${NOISES:-1}"); do
+        make "samples/$1-$noise/index.json" mfkit sample "$1.safetensors" -n "${SAMPLES:-2000}" \
+            -o "samples/$1-$noise" --seed $((1000 * noise + seed))
     done
-done
-write fid.json mfkit fid samples/drift-1 --reference digits:train --features rae.safetensors --diversity
+}
+
+papers_chain() {
+    make mfd.safetensors mfkit distill --teacher teacher.safetensors --init cmt.safetensors -o mfd.safetensors \
+        --seed "$seed" $short
+    make mft.safetensors mfkit bootstrap --init mfd.safetensors -o mft.safetensors --seed "$seed" $short
+    sample mft
+    sample teacher
+}
+
+better_chain() {
+    make drift.safetensors mfkit bootstrap --init cmt.safetensors --objective drifting -o drift.safetensors \
+        --seed "$seed" $short
+    sample drift
+    write fid.json mfkit fid samples/drift-1 --reference digits:train --features rae.safetensors --diversity
+}
+
+side_by_side papers_chain better_chain
 make curves.png mfkit plot teacher.log.jsonl cmt.log.jsonl mfd.log.jsonl mft.log.jsonl drift.log.jsonl -o curves.png
 rm -f report.json  # which may be of fewer sets of images
-write report.json python "$recipes/digits_report.py" .
+write report.json python "$recipes/report.py" .
 cat report.json

@@ -1,6 +1,6 @@
-"""Draws emoji of the Noto Color Emoji font as a folder of images, a subfolder per group, for recipes/emoji.sh.
+"""Draws emoji of the Noto Color Emoji font as images, a subfolder per group, for recipes/emoji.sh.
 
-python recipes/emoji.py FOLDER
+python recipes/emoji.py FOLDER      # FOLDER/train, and FOLDER/heldout with every tenth
 """
 
 import shutil
@@ -15,6 +15,8 @@ PACKAGES = {FONT: "fonts-noto-color-emoji", LIST: "unicode-data"}
 STRIKE = 109
 """Size in which the font holds its pictures, of 136 x 128 pixels."""
 SIDE = 64
+HELD_OUT = 10
+"""One in so many is kept from training."""
 JOINER, SKIN_TONES = 0x200D, range(0x1F3FB, 0x1F400)
 
 
@@ -59,12 +61,13 @@ def main(folder: Path) -> None:
         image = draw(characters, font)
         if image is None:
             continue
-        place = partial / group.lower().replace(" & ", "-").replace(" ", "-")
+        part = "heldout" if count % HELD_OUT == 0 else "train"
+        place = partial / part / group.lower().replace(" & ", "-").replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         image.save(place / f"{number:04d}.png")
         count += 1
     partial.rename(folder)
-    print(f"{count} emoji in {len(list(folder.iterdir()))} groups")
+    print(f"{count} emoji in {len(list((folder / 'train').iterdir()))} groups")
 
 
 if __name__ == "__main__":

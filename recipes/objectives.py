@@ -10,13 +10,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from digits_report import Images, Judge
+from judge import COLUMNS, DIGITS, Figures, Images, Judge, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import mfkit
 from mfkit.artifacts.atomic import write_text
-from mfkit.autoencoders.rae import RAE
 from mfkit.config.settings import SampleSettings
 from mfkit.data.codecs import to_uint8
 from mfkit.flow.random import Draws
@@ -39,67 +37,46 @@ MODELS = {
     "frechet-rae": "Fréchet, picture encoded again",
     "drifting-then-frechet": "drifting, then Fréchet (mean token)",
 }
-COLUMNS = {
-    "rae_distance_to_train": ("RAE", "{:.4f}"),
-    "pixels_distance_to_train": ("pixels", "{:.4f}"),
-    "rae_distance_to_held_out": ("RAE, held-out", "{:.4f}"),
-    "pixels_distance_to_held_out": ("pixels, held-out", "{:.4f}"),
-    "variance_within_classes": ("variance", "{:.2f}"),
-    "read_as_requested": ("read", "{:.1%}"),
-    "nearest_training_image_50": ("nearest", "{:.3f}"),
-}
 IMAGES = 2000
 
 
-def draw(model: Path, rae: RAE, seed: int) -> Images:
+def draw(model: Path, judge: Judge, seed: int) -> Images:
     file = open_generator(model)
     sampler = sampler_of(file.network, SampleSettings(), file.description.time_shift)
     found = []
     for part in torch.arange(IMAGES).split(250):
         noise = Draws(seed, "sample", part.tolist()).normal("noise", file.latent_shape)
         with torch.no_grad():
-            found.append(to_uint8(rae.decode(sampler(noise, part % file.num_classes))))
+            found.append(to_uint8(judge.rae.decode(sampler(noise, part % file.num_classes))))
     return torch.cat(found), torch.arange(IMAGES) % file.num_classes
 
 
-def measure(folder: Path, judge: Judge, model: str) -> dict[str, float]:
+def measure(folder: Path, judge: Judge, model: str) -> Figures:
     """The figures of a model, kept beside it."""
     kept = folder / f"{model}.figures.json"
     if not kept.exists():
-        rae = mfkit.load(folder / "rae.safetensors")
-        assert isinstance(rae, RAE)
         noise = 1000 + int(folder.name.removeprefix("seed-"))
-        write_text(kept, json.dumps(judge.figures(draw(folder / f"{model}.safetensors", rae, noise))))
+        write_text(kept, json.dumps(judge.figures(draw(folder / f"{model}.safetensors", judge, noise))))
     return json.loads(kept.read_text())
 
 
 def main(out: Path) -> None:
     folders = sorted(out.glob("seed-*"))
-    judges = [Judge(folder / "rae.safetensors") for folder in folders]
+    judges = [Judge(folder / "rae.safetensors", DIGITS) for folder in folders]
     figures = {
         model: [measure(folder, judge, model) for folder, judge in zip(folders, judges, strict=True)]
         for model in MODELS
     }
-    heads = [f"{len(folders)} seeds, {IMAGES:,} images each", "steps", *(name for name, _ in COLUMNS.values())]
-    lines = [
-        f"| {' | '.join(heads)} |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
-    for model, name in MODELS.items():
-        steps = out / f"steps-{model}"
-        cells = [_spread([found[key] for found in figures[model]], form) for key, (_, form) in COLUMNS.items()]
-        lines.append(f"| {name} | {steps.read_text().strip() if steps.exists() else ''} | " + " | ".join(cells) + " |")
-    (out / "table.md").write_text("\n".join(lines) + "\n")
+    steps = {name: out / f"steps-{model}" for model, name in MODELS.items()}
+    shown = {name: path.read_text().strip() if path.exists() else "" for name, path in steps.items()}
+    heading = f"{len(folders)} seeds, {IMAGES:,} images each"
+    lines = table(heading, {name: figures[model] for model, name in MODELS.items()}, {"steps": shown})
+    (out / "table.md").write_text(lines)
     _picture(out / "objectives.png", figures)
-    print("\n".join(lines))
+    print(lines, end="")
 
 
-def _spread(values: list[float], form: str) -> str:
-    shown = form.format(mean(values))
-    return f"{shown} ± {form.format(stdev(values))}" if len(values) > 1 else shown
-
-
-def _picture(path: Path, figures: dict[str, list[dict[str, float]]]) -> None:
+def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
     """Both distances of every model, in the order of the pixels'."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
