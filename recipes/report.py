@@ -21,7 +21,7 @@ MODELS = {
     "mft": "student, the paper's chain",
     "drift": "student, drifting",
 }
-COLUMNS = 6
+IMAGES_A_CLASS = 6
 
 
 def report(out: Path, data: Data) -> dict:
@@ -46,9 +46,9 @@ def report(out: Path, data: Data) -> dict:
 def _draw(path: Path, sets: list[Images]) -> None:
     """A row per class, the first images of each set."""
     classes = range(int(sets[0][1].max()) + 1)
-    rows = [[pixels[labels == label][:COLUMNS] for pixels, labels in sets] for label in classes]
+    rows = [[pixels[labels == label][:IMAGES_A_CLASS] for pixels, labels in sets] for label in classes]
     grid = torch.cat([part for row in rows for part in row]).float() / 255
-    write_grid(path, grid, COLUMNS * len(sets), gap_every=COLUMNS)
+    write_grid(path, grid, IMAGES_A_CLASS * len(sets), gap_every=IMAGES_A_CLASS)
 
 
 def table_of(runs: list[Path]) -> str:

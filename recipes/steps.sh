@@ -15,13 +15,13 @@ write() {
 }
 
 # side_by_side FUNCTION...: runs them at the same time, each with its share of the cores; fails if one of them does.
-# Small networks do half as much again in two processes of one thread as in one of two.
+# Small networks do more in two processes of one thread than in one of two: a step has too little to share.
 side_by_side() {
-    local function status=0 parts=() cores
+    local lane part status=0 parts=() cores
     cores=$(getconf _NPROCESSORS_ONLN)
     trap 'trap - INT TERM; kill 0' INT TERM # bash keeps Ctrl-C from what runs in its background
-    for function; do
-        OMP_NUM_THREADS=$((cores > $# ? cores / $# : 1)) "$function" &
+    for lane; do
+        OMP_NUM_THREADS=$((cores > $# ? cores / $# : 1)) "$lane" &
         parts+=($!)
     done
     for part in "${parts[@]}"; do wait "$part" || status=$?; done
