@@ -1,7 +1,7 @@
 """Judges what recipes/objectives.sh trained: writes table.md and objectives.png.
 
 python recipes/objectives.py OUT
-python recipes/objectives.py --steps SECONDS    # how many fit, by probe.json and probe.log.jsonl in this folder
+python recipes/objectives.py --steps SECONDS PROBE    # how many fit, by PROBE.json and PROBE.log.jsonl
 """
 
 import json
@@ -91,13 +91,13 @@ def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def steps_in(seconds: float) -> int:
-    rate = json.loads(Path("probe.log.jsonl").read_text().splitlines()[-1])["samples_per_second"]
-    return max(20, int(seconds * rate / json.loads(Path("probe.json").read_text())["settings"]["batch_size"]))
+def steps_in(seconds: float, probe: str) -> int:
+    rate = json.loads(Path(f"{probe}.log.jsonl").read_text().splitlines()[-1])["samples_per_second"]
+    return max(20, int(seconds * rate / json.loads(Path(f"{probe}.json").read_text())["settings"]["batch_size"]))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--steps":
-        print(steps_in(float(sys.argv[2])))
+        print(steps_in(float(sys.argv[2]), sys.argv[3]))
     else:
         main(Path(sys.argv[1]))

@@ -3,8 +3,9 @@
 #
 #   recipes/objectives.sh [OUT]           default: runs/objectives
 #
-# BUDGET: seconds of training for each (120), start-up aside. SEEDS: "0 1 2". The steps that fit are measured once, on the
-# first seed, and written down. Run it again after an interruption: what is finished is kept. Nothing else should run.
+# BUDGET: seconds of training for each (120) on half of the cores, start-up aside; two are trained at a time. SEEDS:
+# "0 1 2". The steps that fit are measured once, on the first seed, and written down. Run it again after an interruption:
+# what is finished is kept. Nothing else should run.
 # OUT/table.md and OUT/objectives.png are what recipes/README.md shows.
 set -euo pipefail
 
@@ -17,32 +18,22 @@ read -ra seeds <<<"${SEEDS:-0 1 2}"
 # train NAME SECONDS COMMAND...: a training of so many seconds. The steps that fit are told by twenty of them, on the
 # first seed.
 train() {
-    local name=$1 seconds=$2 steps=../steps-$1
+    local name=$1 seconds=$2 steps=../steps-$1 probe=probe-$1
     shift 2
     [ ! -e "$name.safetensors" ] || return 0
     if [ ! -e "$steps" ]; then
-        "$@" --steps 20 --dry-run -o probe.safetensors >probe.json
-        "$@" --steps 20 --log-every 10 --overwrite --restart -q -o probe.safetensors >/dev/null
-        write "$steps" python "$recipes/objectives.py" --steps "$seconds"
-        rm -f probe.*
+        "$@" --steps 20 --dry-run -o "$probe.safetensors" >"$probe.json"
+        "$@" --steps 20 --log-every 10 --overwrite --restart -q -o "$probe.safetensors" >/dev/null
+        write "$steps" python "$recipes/objectives.py" --steps "$seconds" "$probe"
+        rm -f "$probe".*
     fi
     make "$name.safetensors" "$@" --seed "$seed" --steps "$(cat "$steps")" -o "$name.safetensors"
 }
 
-mkdir -p "$out"
-cd "$out"
-for seed in "${seeds[@]}"; do
-    [ -e "seed-$seed/report.json" ] || "$recipes/digits.sh" "seed-$seed" "$seed" >/dev/null
-    cd "seed-$seed"
+mean_flow_and_frechet() {
     train mean-flow-teacher "$budget" mfkit distill --teacher teacher.safetensors --init cmt.safetensors
     train mean-flow-data "$budget" mfkit bootstrap --init cmt.safetensors --learning-rate 1e-4 \
         --final-learning-rate 5e-6
-    for field in two-sided token sinkhorn; do
-        for view in token latent; do
-            train "drifting-$field-$view" "$budget" mfkit bootstrap --init cmt.safetensors --objective drifting \
-                --field "$field" --view "$view"
-        done
-    done
     train frechet-mean-token "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space mean-token
     train frechet-latent "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space latent
     train frechet-rae "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space rae \
@@ -50,6 +41,24 @@ for seed in "${seeds[@]}"; do
     train half-drifting $((budget / 2)) mfkit bootstrap --init cmt.safetensors --objective drifting
     train drifting-then-frechet $((budget / 2)) mfkit bootstrap --init half-drifting.safetensors --objective frechet \
         --space mean-token
+}
+
+drifting() {
+    local field view
+    for field in two-sided token sinkhorn; do
+        for view in token latent; do
+            train "drifting-$field-$view" "$budget" mfkit bootstrap --init cmt.safetensors --objective drifting \
+                --field "$field" --view "$view"
+        done
+    done
+}
+
+mkdir -p "$out"
+cd "$out"
+for seed in "${seeds[@]}"; do
+    [ -e "seed-$seed/report.json" ] || "$recipes/digits.sh" "seed-$seed" "$seed" >/dev/null
+    cd "seed-$seed"
+    side_by_side mean_flow_and_frechet drifting
     cd ..
 done
 python "$recipes/objectives.py" .

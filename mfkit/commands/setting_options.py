@@ -67,7 +67,7 @@ def _defaults(default: Any, presets: Mapping[str, Any]) -> str:
     for name, value in presets.items():
         preset, _, objective = name.partition(" ")
         if value != (presets[preset] if objective else default):
-            others.setdefault(_value(value), []).append(name)
+            others.setdefault(_value(value), []).append(f"{preset} ({objective})" if objective else name)
     shown = [f"default: {_value(default)}", *(f"{', '.join(names)}: {value}" for value, names in others.items())]
     return f"  [{'; '.join(shown)}]"
 

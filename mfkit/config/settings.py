@@ -14,6 +14,7 @@ SizeName = Literal["tiny", "S", "B", "L", "XL"]
 DTypeName = Literal["float16", "float32"]
 PrecisionName = Literal["float32", "tf32", "bf16"]
 OnError = Literal["raise", "skip"]
+OptimizerName = Literal["adamw", "muon"]
 
 _PRECISION = "Precision of matrix products; weights and sums stay in float32."
 _BATCH = "Samples per forward pass and process; on a CPU rounded up to whole micro-batches."
@@ -30,7 +31,12 @@ class TrainingSettings(Settings):
     micro_batch: int = setting(
         0, "Samples per forward pass and process; 0 is a process's whole share.", metavar="N", min=0
     )
-    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW.", metavar="RATE", min=0)
+    optimizer: OptimizerName = setting(
+        "adamw",
+        "AdamW; or Muon (arXiv 2502.16982) for the matrices of the blocks, in steps of AdamW's size, and AdamW for the "
+        "rest.",
+    )
+    learning_rate: float = setting(1e-4, "Peak learning rate.", metavar="RATE", min=0)
     final_learning_rate: float = setting(
         1e-4, "Learning rate at the last step; unused by a constant schedule.", metavar="RATE", min=0
     )
@@ -63,7 +69,9 @@ class TrainingSettings(Settings):
 class GeneratorSettings(TrainingSettings):
     """How a generator is trained."""
 
-    class_dropout: float = setting(0.1, "Share of samples trained without their label.", metavar="P", min=0, max=1)
+    class_dropout: float = setting(
+        0.1, "Share of samples trained without their label; drifting and frechet take none.", metavar="P", min=0, max=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,6 @@ from mfkit.setting import differences
 from mfkit.training.train_state import TrainState
 
 _KIND = "checkpoint"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Of AdamW, beside its step."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def save(
     output: Path, step: int, settings: dict[str, Any], train_state: TrainState, state: Mapping[str, Tensor], *,
     keep: int = 1,
 ) -> None:  # fmt: skip
-    """Writes trainable parameters, their EMA and the optimiser's state after ``step`` steps.
+    """Writes trainable parameters, their EMA and the optimisers' state after ``step`` steps.
 
     All processes call it; the main one writes, and it alone has a tensor on the host, one at a time.
 
@@ -78,9 +76,6 @@ def restore(path: Path, settings: dict[str, Any], train_state: TrainState, state
     found = parse(_Description, open_artifact(path, kinds=(_KIND,)).config, path)
     if different := differences(found.settings, json.loads(json.dumps(settings))):
         raise UsageError(f"{path} was started with different settings ({different}); --restart removes it")
-    for value in train_state.parameters.values():
-        zeros = {key: torch.zeros_like(value) for key in _MOMENTS}
-        train_state.optimizer.state[value] = {**zeros, "step": torch.zeros((), device=value.device)}
     places, tensors = _tensors(train_state, state), read_tensors(path)
     if (own := shapes_of(places)) != (held := shapes_of(tensors)):
         odd = sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
@@ -95,7 +90,7 @@ def _tensors(train_state: TrainState, state: Mapping[str, Tensor]) -> dict[str, 
     """All that is kept, by its name in the file."""
     tensors = {f"state.{name}": value for name, value in state.items()}
     for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
-        own = train_state.optimizer.state[value]
+        kept = train_state.optimizers.state(value)
         tensors |= {f"model.{name}": value.detach(), f"ema.{name}": ema}
-        tensors |= {f"optimizer.{key}.{name}": own[key] for key in (*_MOMENTS, "step")}
+        tensors |= {f"optimizer.{key}.{name}": state for key, state in kept.items()}
     return tensors

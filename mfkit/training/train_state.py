@@ -1,4 +1,4 @@
-"""One step of the optimiser: losses of the micro-batches, gradients over all processes, AdamW, the EMA."""
+"""One step of training: losses of the micro-batches, gradients over all processes, the optimisers, the EMA."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +18,7 @@ from mfkit.flow.objectives.base import Loss
 from mfkit.runtime.blocks import checkpoint_activations, compile_blocks
 from mfkit.runtime.distributed import full_tensor, processes
 from mfkit.runtime.precision import autocast
+from mfkit.training.optimizers import Optimizers
 from mfkit.training.task import LossFunction
 
 
@@ -41,7 +42,7 @@ def ema_decay(settings: TrainingSettings, step: int) -> float:
 
 
 class TrainState:
-    """A network in training: its parameters that require a gradient, AdamW's state, the parameters' EMA."""
+    """A network in training: its parameters that require a gradient, their optimisers, their EMA."""
 
     def __init__(
         self, network: nn.Module, blocks: Iterable[nn.Module], settings: TrainingSettings, *, accumulation: int = 1,
@@ -67,24 +68,15 @@ class TrainState:
         network.train()
         self.sharded = self.accelerator.distributed_type is DistributedType.FSDP
         self.network: nn.Module
-        self.optimizer: torch.optim.Optimizer
-        if self.sharded:  # FSDP puts other parameters in the network, and in the optimiser that is handed in with it
+        if self.sharded:  # FSDP puts other parameters in the network, and in the optimisers that are handed in with it
             _shard_by_block(self.accelerator, blocks)
-            self.network, self.optimizer = self.accelerator.prepare(network, self._adamw(network))
+            self.optimizers = Optimizers(_trained(network).values(), blocks, settings)
+            self.network, *_ = self.accelerator.prepare(network, *self.optimizers.parts)
         else:
             self.network = self.accelerator.prepare(network)
-            self.optimizer = self._adamw(network)
+            self.optimizers = Optimizers(_trained(network).values(), blocks, settings)
         self.parameters = _trained(network)
         self.ema = [value.detach().clone() for value in self.parameters.values()]
-
-    def _adamw(self, network: nn.Module) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            _trained(network).values(),
-            lr=self.settings.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=self.settings.weight_decay,
-            fused=True,
-        )
 
     def step(
         self, number: int, batches: Iterable[Batch], loss_function: LossFunction, on_loss: Callable[[Loss], None],
@@ -96,9 +88,6 @@ class TrainState:
 
         :param pieces: into which the loss function cuts each of them.
         """
-        rate = learning_rate(self.settings, number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         for micro_batch in batches:
             columns = send_to_device(micro_batch.columns, self.accelerator.device, non_blocking=True)
             losses = loss_function(self.network, Batch(micro_batch.positions, columns), pieces)
@@ -109,8 +98,8 @@ class TrainState:
                     self.accelerator.backward(loss.value)
                 on_loss(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        rate = learning_rate(self.settings, number)
+        self.optimizers.step(rate)
         get_ema_multi_avg_fn(ema_decay(self.settings, number))(self.ema, list(self.parameters.values()), None)
         return full_tensor(norm), rate
 
