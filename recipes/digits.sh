@@ -44,11 +44,18 @@ better_chain() {
     make drift.safetensors mfkit bootstrap --init cmt.safetensors --objective drifting -o drift.safetensors \
         --seed "$seed" $short
     sample drift
+}
+
+report() {
+    rm -f report.json # which may be of fewer sets of images
+    write report.json python "$recipes/report.py" .
+}
+
+fid_and_curves() {
     write fid.json mfkit fid samples/drift-1 --reference digits:train --features rae.safetensors --diversity
+    make curves.png mfkit plot teacher.log.jsonl cmt.log.jsonl mfd.log.jsonl mft.log.jsonl drift.log.jsonl -o curves.png
 }
 
 side_by_side papers_chain better_chain
-make curves.png mfkit plot teacher.log.jsonl cmt.log.jsonl mfd.log.jsonl mft.log.jsonl drift.log.jsonl -o curves.png
-rm -f report.json  # which may be of fewer sets of images
-write report.json python "$recipes/report.py" .
+side_by_side report fid_and_curves
 cat report.json

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 from conftest import failed, shell, stopped_once
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import mfkit as package
 from mfkit.flow.objectives import OBJECTIVES
 from mfkit.flow.objectives.base import GRADIENT, Batch, Loss, Models, Objective, Stage, mean_squared
+from mfkit.flow.objectives.coupled import CoupledObjective, one_step
 from mfkit.flow.times import expand_to, interpolate
 from mfkit.models.architectures import ARCHITECTURES
 from mfkit.models.dit import DiTConfig
@@ -70,6 +72,56 @@ def test_an_objective_with_state_of_its_own(mfkit, chain: Path, tmp_path: Path, 
     assert mfkit(BOOTSTRAP.format(chain, "parts")).code == 0
     whole, parts = (load_file(f"{name}.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans(CoupledObjective):
+    """The mean latent of a class, of eight generated and eight real ones."""
+
+    heading: ClassVar[str] = "Class means"
+    name: ClassVar[str] = "class-means"
+    summary: ClassVar[str] = "mean latents of classes"
+    stages: ClassVar[tuple[Stage, ...]] = ("bootstrap",)
+
+    @property
+    def rows_per_sample(self) -> int:
+        return 8
+
+    @property
+    def class_group(self) -> int:
+        return 8
+
+    def forward_passes(self, stage: Stage) -> float:
+        return GRADIENT
+
+    def noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        z = batch.draws.normal("noise", (8, *batch.latent_shape))
+        return z.flatten(0, 1), batch.y.repeat_interleave(8)
+
+    def outputs(self, models: Models, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"x": one_step(models, z, y)}
+
+    def loss(self, models: Models, batch: Batch, outputs: dict[str, Tensor], rows: int) -> Loss:
+        means = outputs["x"].unflatten(0, (-1, 8)).mean(1)
+        return mean_squared(means - batch.data["latent"].mean(1))
+
+
+def test_an_objective_that_reads_groups_of_a_class(mfkit, chain: Path, monkeypatch) -> None:
+    """It gets them, takes pieces by --micro-batch, and learns: nothing else is to be told of it."""
+    monkeypatch.setitem(OBJECTIVES, "class-means", ClassMeans)
+    command = (
+        f"bootstrap --init {chain}/cmt.safetensors --objective class-means --steps 30 --batch-size 32 --log-every 10 "
+        "--learning-rate 1e-3 --warmup 0"
+    )
+    for name, options in (("whole", ""), ("pieces", "--micro-batch 4")):
+        done = mfkit(f"{command} {options} -o {name}.safetensors")
+        assert done.code == 0, done.err
+    whole, pieces = (
+        [json.loads(line)["mse"] for line in Path(f"{name}.log.jsonl").read_text().splitlines()]
+        for name in ("whole", "pieces")
+    )
+    assert whole[-1] < 0.8 * whole[0] and pieces == pytest.approx(whole, rel=1e-2)
+    failed(mfkit(f"{command.replace('32', '20')} -o x.safetensors"), 2, "does not divide by the 8 rows")
 
 
 class Pointwise(nn.Module):

@@ -42,7 +42,7 @@ class Shuffled:
         self._dataset, self.skips = dataset, dataset.skips
 
     def read(self, positions: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-        return read_batch(self._dataset, [_shuffled(position, len(self._dataset), seed) for position in positions])
+        return read_batch(self._dataset, [_place_of(position, len(self._dataset), seed) for position in positions])
 
 
 class ClassGroups:
@@ -105,7 +105,7 @@ class ClassIndices:
         self._labels, self.skips = np.asarray(labels), SkipPolicy()
 
     def read(self, positions: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-        places = [_shuffled(position, len(self._labels), seed) for position in positions]
+        places = [_place_of(position, len(self._labels), seed) for position in positions]
         return {"label": torch.from_numpy(self._labels[places])}
 
 
@@ -125,7 +125,7 @@ def _contains(ascending: NDArray[np.int64], value: int) -> bool:
     return bool(place < len(ascending) and ascending[place] == value)
 
 
-def _shuffled(position: int, samples: int, seed: int) -> int:
+def _place_of(position: int, samples: int, seed: int) -> int:
     """Which sample stands at a position, where each epoch is a new permutation of all of them."""
     epoch, place = divmod(position, samples)
     return int(_permutation(samples, seed, epoch)[place])
