@@ -80,7 +80,7 @@ _DIGITS = Preset(
         ),
         "encode": dict(batch_size=100, shard_size=500),
         "train-teacher": _SMALL_GENERATOR | dict(
-            steps=1550, optimizer="muon", learning_rate=5e-3, final_learning_rate=5e-5, warmup=100, ema=0.999,
+            steps=1500, optimizer="muon", learning_rate=5e-3, final_learning_rate=5e-5, warmup=100, ema=0.999,
             time_shift=4.0,
         ),
         "trajectories": dict(batch_size=100, solver_steps=16, solver="heun", shard_size=500),
@@ -88,13 +88,13 @@ _DIGITS = Preset(
             steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=2e-5, ema=0.995, ratio_to_data=0.75
         ),
         "distill": _SMALL_GENERATOR | dict(
-            steps=100, learning_rate=3e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
+            steps=80, learning_rate=3e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
         ),
         "bootstrap": _SMALL_GENERATOR | dict(
-            steps=40, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
+            steps=30, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
         ),
         "bootstrap drifting": _SMALL_GENERATOR | dict(
-            steps=400, batch_size=96, learning_rate=2e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
+            steps=350, batch_size=96, learning_rate=2e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
             view=("latent",), generated=48, extra=48, real=128,
         ),
         "bootstrap frechet": _SMALL_GENERATOR | dict(
