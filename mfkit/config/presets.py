@@ -88,7 +88,7 @@ _DIGITS = Preset(
             steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=2e-5, ema=0.995, ratio_to_data=0.75
         ),
         "distill": _SMALL_GENERATOR | dict(
-            steps=80, learning_rate=3e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
+            steps=80, learning_rate=1e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
         ),
         "bootstrap": _SMALL_GENERATOR | dict(
             steps=30, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
