@@ -19,7 +19,7 @@ from mfkit.data.codecs import array_bytes
 from mfkit.data.writer import write_shard
 from mfkit.training.checkpoint import checkpoints
 
-TRAIN = "train-teacher {}/latents -o t.safetensors --batch-size 16 --log-every 1"
+TRAIN = "train-teacher {}/latents -o t.safetensors --optimizer adamw --batch-size 16 --log-every 1"
 
 
 def may_mount() -> bool:

@@ -18,7 +18,7 @@ def alike(one: Path, other: Path) -> bool:
 
 @pytest.fixture
 def command(chain: Path, mfkit) -> str:
-    command = f"train-teacher {chain}/latents --steps 3 --batch-size 16 --log-every 1"
+    command = f"train-teacher {chain}/latents --optimizer adamw --steps 3 --batch-size 16 --log-every 1"
     assert mfkit(f"{command} -o one.safetensors").code == 0
     return command
 

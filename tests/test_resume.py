@@ -52,9 +52,9 @@ def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
 def test_stopped_by_signals(chain: Path, tmp_path: Path) -> None:
     commands = [
         "encode digits:heldout --rae {}/rae.safetensors -o latents --shard-size 20 --batch-size 10 --mirror",
-        "trajectories --teacher {}/teacher.safetensors -n 100 -o traj --solver-steps 4 --shard-size 10",
+        "trajectories --teacher {}/teacher.safetensors -n 60 -o traj --solver-steps 4 --shard-size 10",
         "sample {}/mft.safetensors -n 1100 -o samples --batch-size 100",
-        "train-rae digits:train --encoder tiny -o rae.safetensors --pretrain-steps 6 --steps 6 --batch-size 32 "
+        "train-rae digits:train --encoder tiny -o rae.safetensors --pretrain-steps 4 --steps 4 --batch-size 32 "
         "--save-every 2 --log-every 1",
     ]
     told = stopped_again_and_again(tmp_path, MIXED, *(command.format(chain) for command in commands))
