@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -84,22 +85,23 @@ def test_a_preset_names_settings_that_its_commands_have(preset: str) -> None:
 
 @pytest.mark.fast
 def test_muon_steps_along_the_polar_factor() -> None:
-    """Of the gradients of the blocks' matrices, as long as AdamW's step; by the singular values, in float64."""
+    """Of the gradients of the blocks' matrices, adaLN's aside; as long as AdamW's step; by singular values in float64."""
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(8, 24), torch.nn.Linear(24, 8), torch.nn.Linear(8, 3))
+    modulation = torch.nn.Sequential(OrderedDict(adaLN_modulation=torch.nn.Linear(8, 8)))
+    network = torch.nn.Sequential(torch.nn.Linear(8, 24), torch.nn.Linear(24, 8), modulation, torch.nn.Linear(8, 3))
     before = [value.detach().clone() for value in network.parameters()]
     for value in network.parameters():
         value.grad = torch.randn_like(value)
     gradients = [value.grad for value in network.parameters()]
     plan = settings(optimizer="muon", weight_decay=0.0)
-    Optimizers(network.parameters(), network[:2], plan).step(0.1)
+    Optimizers(network.parameters(), network[:3], plan).step(0.1)
     steps = [(old - new.detach()) / 0.1 for old, new in zip(before, network.parameters(), strict=True)]
     for index in (0, 2):
         left, _, right = torch.linalg.svd(gradients[index].double(), full_matrices=False)
         polar = left @ right * 0.2 * 24**0.5
         assert torch.cosine_similarity(steps[index].double().flatten(), polar.flatten(), dim=0) > 0.97
         assert float(steps[index].norm() / polar.norm()) == pytest.approx(1, abs=0.2)
-    for index in (1, 3, 4, 5):
+    for index in (1, 3, 4, 5, 6, 7):
         torch.testing.assert_close(steps[index], gradients[index].sign(), rtol=1e-4, atol=0)
 
 

@@ -75,26 +75,26 @@ _DIGITS = Preset(
     encoder_arguments=TINY_ENCODER,
     commands={
         "train-rae": _SMALL | dict(
-            steps=1000, learning_rate=1e-3, final_learning_rate=0.0, ema=0.99, image_size=32, patch=8, decoder="tiny",
-            noise_tau=0.4, feature_loss_weight=0.0, pretrain_steps=400,
+            steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=0.0, ema=0.99, image_size=32, patch=8,
+            decoder="tiny", noise_tau=0.4, feature_loss_weight=0.0, pretrain_steps=200,
         ),
         "encode": dict(batch_size=100, shard_size=500),
         "train-teacher": _SMALL_GENERATOR | dict(
-            steps=1500, optimizer="muon", learning_rate=5e-3, final_learning_rate=5e-5, warmup=100, ema=0.999,
+            steps=1650, optimizer="muon", learning_rate=5e-3, final_learning_rate=5e-5, warmup=100, ema=0.999,
             time_shift=4.0,
         ),
-        "trajectories": dict(batch_size=100, solver_steps=16, solver="heun", shard_size=500),
+        "trajectories": dict(batch_size=100, solver_steps=10, solver="heun", shard_size=500),
         "midtrain": _SMALL_GENERATOR | dict(
-            steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=2e-5, ema=0.995, ratio_to_data=0.75
+            steps=400, optimizer="muon", learning_rate=3e-3, final_learning_rate=2e-5, ema=0.995, ratio_to_data=0.75
         ),
         "distill": _SMALL_GENERATOR | dict(
-            steps=80, learning_rate=1e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
+            steps=60, learning_rate=1e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
         ),
         "bootstrap": _SMALL_GENERATOR | dict(
-            steps=30, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
+            steps=20, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
         ),
         "bootstrap drifting": _SMALL_GENERATOR | dict(
-            steps=350, batch_size=96, learning_rate=2e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
+            steps=360, batch_size=96, learning_rate=2e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
             view=("latent",), generated=48, extra=48, real=128,
         ),
         "bootstrap frechet": _SMALL_GENERATOR | dict(
@@ -108,7 +108,7 @@ _DIGITS = Preset(
 )  # fmt: skip
 
 _SMALL_IMAGES_CHANGES: dict[str, dict[str, Any]] = {
-    "train-rae": dict(steps=1200, pretrain_steps=800, image_size=0),
+    "train-rae": dict(steps=600, pretrain_steps=400, image_size=0),
     "train-teacher": dict(steps=4000),
     "trajectories": dict(solver_steps=12),
     "midtrain": dict(steps=1500),

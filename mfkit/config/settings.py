@@ -33,8 +33,8 @@ class TrainingSettings(Settings):
     )
     optimizer: OptimizerName = setting(
         "adamw",
-        "AdamW; or Muon (arXiv 2502.16982) for the matrices of the blocks, in steps of AdamW's size, and AdamW for the "
-        "rest. Muon amplifies rounding: other micro-batches or processes give another run.",
+        "AdamW; or Muon (arXiv 2502.16982) for the matrices of attention and MLP, in steps of AdamW's size, and AdamW "
+        "for the rest. Muon amplifies rounding: other micro-batches or processes give another run.",
     )
     learning_rate: float = setting(1e-4, "Peak learning rate.", metavar="RATE", min=0)
     final_learning_rate: float = setting(

@@ -28,7 +28,7 @@ _OF_MATRICES: dict[OptimizerName, Callable[[Iterable[nn.Parameter], TrainingSett
     "adamw": _adamw,
     "muon": _muon,
 }
-"""What trains the matrices of the repeated blocks, by name; AdamW trains all else."""
+"""What trains the matrices of the repeated blocks, but those of adaLN, by name; AdamW trains all else."""
 
 
 def _adamw_state(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -51,7 +51,8 @@ class Optimizers:
         self, parameters: Iterable[nn.Parameter], blocks: Iterable[nn.Module], settings: TrainingSettings
     ) -> None:
         """:param blocks: repeated parts of the network, which may be a part of ``parameters`` only, or more."""
-        inside = {id(value) for block in blocks for value in block.parameters()}
+        # adaLN sees one vector a sample: a gradient of the batch's rank at most, the polar factor of whose rest is rounding.
+        inside = {id(value) for block in blocks for name, value in block.named_parameters() if "adaLN" not in name}
         shares: dict[Callable[..., Optimizer], list[nn.Parameter]] = {}
         for value in parameters:
             build = _OF_MATRICES[settings.optimizer] if value.ndim == 2 and id(value) in inside else _adamw
