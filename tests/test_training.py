@@ -85,7 +85,7 @@ def test_a_preset_names_settings_that_its_commands_have(preset: str) -> None:
 
 @pytest.mark.fast
 def test_muon_steps_along_the_polar_factor() -> None:
-    """Of the gradients of the blocks' matrices, adaLN's aside; as long as AdamW's step; by singular values in float64."""
+    """Of the blocks' matrices, adaLN's aside; as long as AdamW's step; by singular values in float64."""
     torch.manual_seed(0)
     modulation = torch.nn.Sequential(OrderedDict(adaLN_modulation=torch.nn.Linear(8, 8)))
     network = torch.nn.Sequential(torch.nn.Linear(8, 24), torch.nn.Linear(24, 8), modulation, torch.nn.Linear(8, 3))
@@ -209,8 +209,8 @@ SHARED = [
     "distill --teacher {}/teacher.safetensors --init {}/cmt.safetensors -o OUT/d.safetensors --steps 4 "
     "--batch-size 16 --log-every 1",
     "bootstrap --init {}/mfd.safetensors -o OUT/b.safetensors --steps 3 --batch-size 16 --log-every 1",
-    "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --pretrain-steps 2 --steps 2 --batch-size 16 "
-    "--log-every 1",
+    "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --optimizer adamw --pretrain-steps 2 --steps 2 "
+    "--batch-size 16 --log-every 1",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/latents --shard-size 60",
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
     "sample {}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",

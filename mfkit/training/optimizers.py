@@ -51,7 +51,7 @@ class Optimizers:
         self, parameters: Iterable[nn.Parameter], blocks: Iterable[nn.Module], settings: TrainingSettings
     ) -> None:
         """:param blocks: repeated parts of the network, which may be a part of ``parameters`` only, or more."""
-        # adaLN sees one vector a sample: a gradient of the batch's rank at most, the polar factor of whose rest is rounding.
+        # adaLN sees one vector a sample: beyond the batch's rank its gradient is rounding, which Muon would stretch.
         inside = {id(value) for block in blocks for name, value in block.named_parameters() if "adaLN" not in name}
         shares: dict[Callable[..., Optimizer], list[nn.Parameter]] = {}
         for value in parameters:
