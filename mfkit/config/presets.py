@@ -95,7 +95,7 @@ _DIGITS = Preset(
         ),
         "bootstrap drifting": _SMALL_GENERATOR | dict(
             steps=360, batch_size=96, learning_rate=5e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
-            view=("latent",), temperature=(0.05, 0.2, 0.5), generated=48, extra=48, real=128,
+            view=("latent",), temperature=(0.03, 0.1, 0.3), generated=48, extra=48, real=128,
         ),
         "bootstrap frechet": _SMALL_GENERATOR | dict(
             steps=200, batch_size=250, learning_rate=1e-5, final_learning_rate=5e-7, warmup=20, ema=0.98,
