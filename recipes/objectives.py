@@ -23,7 +23,7 @@ from mfkit.models.files import open_generator
 
 MODELS = {
     "teacher": "teacher, 50 steps",
-    "cmt": "mid-trained: where all below start",
+    "cmt": "mid-trained, where the rest start",
     "mean-flow-teacher": "mean flow, the teacher's velocity",
     "mean-flow-data": "mean flow, e − x",
     "drifting-two-sided-token": "drifting, two-sided, per token",

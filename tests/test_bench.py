@@ -13,7 +13,7 @@ def test_all_stages_and_the_plan_that_reads_them(mfkit) -> None:
     found = json.loads(done.out)
     one = 1e9 * json.loads(mfkit("flops --preset digits --json").out)["rules"]["flops"]["generator"]
     passes = {"train-teacher": 3, "midtrain": 3, "distill": 4.5, "bootstrap": 3.5, "train-mean-flow": 3.5}
-    passes["trajectories"] = 2 * 16 - 1  # of Heun's method
+    passes["trajectories"] = 2 * 10 - 1  # of Heun's method
     for stage, count in passes.items():
         figures = found[stage]
         # A teacher has one embedding less than the student that flops counts.
