@@ -111,17 +111,17 @@ def test_an_objective_that_reads_groups_of_a_class(mfkit, chain: Path, monkeypat
     monkeypatch.setitem(OBJECTIVES, "class-means", ClassMeans)
     command = (
         f"bootstrap --init {chain}/cmt.safetensors --objective class-means --steps 12 --batch-size 32 --log-every 4 "
-        "--learning-rate 3e-3 --warmup 0"
+        "--warmup 0 --learning-rate"
     )
-    for name, options in (("whole", ""), ("pieces", "--micro-batch 4")):
+    for name, options in (("whole", "3e-3"), ("pieces", "3e-3 --micro-batch 4"), ("still", "1e-9")):
         done = mfkit(f"{command} {options} -o {name}.safetensors")
         assert done.code == 0, done.err
-    whole, pieces = (
+    whole, pieces, still = (
         [json.loads(line)["mse"] for line in Path(f"{name}.log.jsonl").read_text().splitlines()]
-        for name in ("whole", "pieces")
+        for name in ("whole", "pieces", "still")
     )
-    assert whole[-1] < 0.99 * whole[0] and pieces == pytest.approx(whole, rel=1e-2)
-    failed(mfkit(f"{command.replace('32', '20')} -o x.safetensors"), 2, "does not divide by the 8 rows")
+    assert whole[-1] < 0.95 * still[-1] and pieces == pytest.approx(whole, rel=1e-2)
+    failed(mfkit(f"{command.replace('32', '20')} 3e-3 -o x.safetensors"), 2, "does not divide by the 8 rows")
 
 
 class Pointwise(nn.Module):
