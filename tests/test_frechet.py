@@ -220,7 +220,7 @@ def test_stopped_and_resumed_to_the_same_bytes(chain: Path, tmp_path: Path) -> N
     """With the moments, which are in the checkpoint; and drifting, with its groups."""
     common = f"--init {chain}/cmt.safetensors --steps 8 --save-every 1 --log-every 1"
     stopped_again_and_again(
-        tmp_path, "KILL,TERM",
+        tmp_path, "KILL",
         f"bootstrap {common} --objective frechet --moment-samples 40 --batch-size 20 -o f.safetensors",
         f"bootstrap {common} --objective frechet --moments queue --moment-samples 40 --batch-size 20 -o q.safetensors",
         f"bootstrap {common} --objective drifting --generated 8 --extra 4 --real 16 --batch-size 16 --micro-batch 4 "

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -192,14 +193,14 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one)
 
 
-def launched(processes: int, commands: list[str], folder: Path) -> str:
-    """What commands print that run one after the other in so many processes."""
+def launched(processes: int, commands: list[str], folder: Path) -> CompletedProcess[str]:
+    """What commands print and say that run one after the other in so many processes."""
     done = shell(several(folder, *commands, processes=processes), folder)
     codes = [path.read_text().split() for path in folder.glob("codes?")]
     assert done.returncode == 0 and codes == processes * [len(commands) * ["0"]], done.stderr
     for path in folder.glob("codes?"):
         path.unlink()
-    return done.stdout
+    return done
 
 
 SHARED = [
@@ -212,6 +213,7 @@ SHARED = [
     "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --optimizer adamw --pretrain-steps 2 --steps 2 "
     "--batch-size 16 --log-every 1",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/latents --shard-size 60",
+    "encode digits:heldout --rae {}/rae.safetensors -o OUT/few --shard-size 1000",
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
     "sample {}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
     "sample {}/mft.safetensors -n 20 -o OUT/images",
@@ -231,13 +233,14 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
     for command in commands:
         assert mfkit(command.replace("OUT", "one")).code == 0
     # With four, what they share otherwise than two do: files, classes, moments.
-    folders = {"latents": 5, "traj": 5, "images": 20}
+    folders = {"latents": 5, "few": 1, "traj": 5, "images": 20}
     for count, shared, trained, written in (
-        (2, commands, ("t", "c", "d", "b", "rae", "g", "f", "q"), ("latents", "traj", "images")),
+        (2, commands, ("t", "c", "d", "b", "rae", "g", "f", "q"), ("latents", "few", "traj", "images")),
         (4, [command for command in commands if re.search(r"OUT/(latents|g\.|f\.)", command)], "gf", ["latents"]),
     ):
-        said = launched(count, [command.replace("OUT", f"by{count}") for command in shared], tmp_path)
-        assert said.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in shared]
+        done = launched(count, [command.replace("OUT", f"by{count}") for command in shared], tmp_path)
+        assert ("1 shards for 2 processes: some have nothing to do" in done.stderr) == (count == 2)
+        assert done.stdout.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in shared]
         parts = [tmp_path / "one", tmp_path / f"by{count}"]
         for name in trained:
             one, many = (losses(part / f"{name}.log.jsonl") for part in parts)
