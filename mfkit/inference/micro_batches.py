@@ -16,7 +16,7 @@ from mfkit.runtime.progress import progress
 T = TypeVar("T")
 U = TypeVar("U")
 
-_LONG = 64
+_LONG = 256
 """Tokens of a sample that is worth a micro-batch of its own on a CPU."""
 _TOKENS = 800
 """Tokens of a micro-batch of shorter samples."""
