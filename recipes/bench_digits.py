@@ -22,7 +22,7 @@ from mfkit.data.dataset import IndexedTars
 from mfkit.data.latents import open_latents
 from mfkit.data.writer import write_shard
 from mfkit.flow.random import Draws
-from mfkit.flow.solvers import solve_ode, time_grid
+from mfkit.flow.solvers import solve, time_grid
 from mfkit.flow.times import interpolate
 
 STEPS = 1000
@@ -49,7 +49,7 @@ def pairs(digits: Path) -> list[dict[str, Any]]:
     teacher = mfkit.load(digits / "teacher.safetensors")
     noise = Draws(1, "new", range(SAMPLES)).normal("noise", SHAPE)
     y, times = torch.arange(SAMPLES) % 10, time_grid(12, 4.0)
-    states = solve_ode(lambda z, t: teacher(z, t, y), noise, times, "heun")
+    states = solve(lambda z, t: teacher(z, t, y), noise, times, "heun")
     found = []
     for count in (1, 2, 4, 8):
         output = f"pairs-{count}.safetensors"

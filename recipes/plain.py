@@ -24,15 +24,15 @@ from mfkit.config.presets import resolve_training
 from mfkit.config.settings import PrecisionName
 from mfkit.data.loader import Batch
 from mfkit.flow.derivative import central_difference, jvp
-from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives import Stage
 from mfkit.flow.objectives.base import Loss, Models, adaptive_mean_squared
 from mfkit.flow.objectives.interval import Points
 from mfkit.flow.objectives.mean_flow import MeanFlow
 from mfkit.flow.times import expand_to
+from mfkit.inference.guided import frozen_velocity
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import autocast
-from mfkit.training.generator import frozen_velocity, generator_loss, models_of
+from mfkit.training.generator import generator_loss, models_of
 from mfkit.training.train_state import TrainState
 
 
@@ -56,7 +56,7 @@ def steps(stage: Stage, networks: Networks, rounds: int) -> dict[str, Any]:
     settings, ours = resolve_training(stage, "imagenet256", flags)
     assert isinstance(ours, MeanFlow)
     teacher = networks.build("teacher") if stage == "distill" else None
-    velocity = frozen_velocity(teacher, Guidance(), None, compiled=False) if teacher else None
+    velocity = frozen_velocity(teacher, processes().device) if teacher else None
     columns = {"latent": networks.random_latents(networks.rows), "label": torch.arange(networks.rows)}
     network = networks.build("student")
     state = TrainState(network, network.blocks, settings)

@@ -9,6 +9,7 @@ import torch
 from conftest import failed
 from torch import Tensor
 
+from mfkit.artifacts.artifact import open_artifact
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
 
@@ -90,3 +91,63 @@ def test_guided_samples_trajectories_and_students(mfkit, chain: Path) -> None:
     assert mfkit(f"{distill} -o guided.safetensors {flags}").code == 0
     losses = [Path(f"{name}.log.jsonl").read_text().splitlines()[0] for name in ("plain", "guided")]
     assert json.loads(losses[0])["loss"] != json.loads(losses[1])["loss"]
+
+
+@pytest.mark.fast
+def test_a_weaker_teacher_guides_with_the_label() -> None:
+    """v' + W (v - v'), v' that of the weaker one, with the same labels; no label need ever have been dropped."""
+    z, t, y = torch.ones(3, 2), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
+    seen = []
+
+    def weaker(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(y)
+        return 0.5 * velocity(z, t, y)
+
+    guided = Guidance(guidance=1.4, guidance_interval=(0.0, 0.6)).guided(velocity, NULL, 0.0, weaker)(z, t, y)
+    v, other = velocity(z, t, y), 0.5 * velocity(z, t, y)
+    assert torch.allclose(guided, torch.where((t <= 0.6)[:, None], other + 1.4 * (v - other), v))
+    assert torch.equal(seen[0], y)
+
+
+@pytest.mark.fast
+def test_the_weight_falls_with_the_ratio_of_the_difference() -> None:
+    """w = 1 + (W - 1) exp(-A |v - v0| / |v0|), of each sample by itself (RAAG)."""
+    z, t, y = torch.randn(4, 6, dtype=torch.float64), torch.full((4,), 0.5), torch.tensor([0, 1, 2, NULL])
+    rule = Guidance(guidance=9.0, guidance_rule="ratio-aware", guidance_fall=3.0)
+    guided = rule.guided(velocity, NULL, 0.1)(z, t, y)
+    v, v0 = velocity(z, t, y), velocity(z, t, torch.full_like(y, NULL))
+    ratio = (v - v0).norm(dim=1) / v0.norm(dim=1)
+    w = 1 + 8 * torch.exp(-3 * ratio)[:, None]
+    assert torch.allclose(guided, v0 + w * (v - v0), rtol=1e-12)
+    assert rule.conditions == {"weight": 9.0, "interval": [0.0, 1.0], "rule": "ratio-aware", "fall": 3.0}
+    with pytest.raises(ValueError, match="--guidance-rule needs --guidance"):
+        Guidance(guidance_rule="ratio-aware")
+
+
+def test_a_guide_wherever_a_teacher_is_asked(mfkit, chain: Path) -> None:
+    train = f"train-teacher {chain}/latents --batch-size 16 --learning-rate 3e-2 --warmup 0 --ema 0"
+    assert mfkit(f"{train} --steps 2 -o weak.safetensors").code == 0
+    teacher = f"{chain}/teacher.safetensors"
+    guide = "--guide weak.safetensors --guidance 1.5"
+    sample = f"sample {teacher} -n 10 --nfe 4 --rae {chain}/rae.safetensors"
+    assert mfkit(f"{sample} -o plain.npz").code == mfkit(f"{sample} -o guided.npz {guide}").code == 0
+    plain, guided = np.load("plain.npz"), np.load("guided.npz")
+    assert (plain["arr_0"] != guided["arr_0"]).any()
+    weak = open_artifact(Path("weak.safetensors")).digest
+    assert json.loads(str(guided["conditions"]))["guidance"] == {"weight": 1.5, "interval": [0.0, 1.0], "guide": weak}
+
+    assert mfkit(f"trajectories --teacher {teacher} -n 20 -o traj --solver-steps 2 {guide}").code == 0
+    index = json.loads(Path("traj/index.json").read_text())
+    assert index["config"]["guidance"]["guide"] == weak and "guide" in index["provenance"]["inputs"]
+    distill = f"distill --teacher {teacher} --latents {chain}/latents --steps 2 --batch-size 16 -o d.safetensors"
+    assert mfkit(f"{distill} {guide}").code == 0
+    assert "guide" in open_artifact(Path("d.safetensors")).provenance.inputs
+
+    failed(mfkit(f"{sample} -o x.npz --guide weak.safetensors"), 2, "--guide needs --guidance W")
+    failed(mfkit(f"{sample} -o x.npz --guidance 2 --guidance-fall 3"), 2, "--guidance-fall is of --guidance-rule ratio")
+    failed(mfkit(f"{sample} -o x.npz --guide {chain}/cmt.safetensors --guidance 2"), 3, "student")
+    other = "train-rae digits:heldout --encoder tiny -o other.safetensors --pretrain-steps 1 --steps 1 --batch-size 16"
+    assert mfkit(other).code == 0
+    assert mfkit("encode digits:heldout --rae other.safetensors -o others").code == 0
+    assert mfkit("train-teacher others --steps 1 --batch-size 16 -o foreign.safetensors").code == 0
+    failed(mfkit(f"{sample} -o x.npz --guide foreign.safetensors --guidance 2"), 3, "two different autoencoders")

@@ -46,7 +46,7 @@ def test_a_teacher_computes_what_it_was_released_to(mfkit, tmp_path: Path, gated
     assert mfkit("import stage2.pt -o teacher.safetensors --preset imagenet256").code == 0
     artifact = open_artifact(tmp_path / "teacher.safetensors", kinds=("teacher",))
     assert (
-        artifact.config["network"] == {"architecture": "dit-dh", **sizes, "gated": gated}
+        artifact.config["network"] == {"architecture": "dit-dh", **sizes, "gated": gated, "late_r": False}
         and artifact.config["preset"] == "imagenet256"
     )
     assert artifact.config["time_shift"] == 1  # 12 x 4 x 4 is below 4096

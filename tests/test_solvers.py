@@ -8,7 +8,7 @@ import torch
 from mfkit.errors import UsageError
 from mfkit.flow.objectives.cmt import pick_pair
 from mfkit.flow.objectives.interval import r_equals_t, rows_with_interval
-from mfkit.flow.solvers import SOLVERS, few_step_sample, solve_ode, time_grid
+from mfkit.flow.solvers import SOLVERS, few_step_sample, solve, time_grid
 from mfkit.flow.times import default_time_shift, expand_to, shift_times
 
 pytestmark = pytest.mark.fast
@@ -78,22 +78,48 @@ def exact(z: torch.Tensor, t: float, r: float) -> torch.Tensor:
     return z * math.exp((math.sin(3 * r) - math.sin(3 * t)) / 3)
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2), ("ab2", 2)])
 def test_solvers_converge_to_the_exact_flow_with_their_order(solver: str, order: int) -> None:
     noise = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     errors = []
     for steps in (64, 128):
         times = torch.linspace(1, 0.25, steps + 1, dtype=torch.float64)
-        states = solve_ode(decay, noise, times, solver)
+        states = solve(decay, noise, times, solver)
         assert states.shape == (steps + 1, 3, 2, 4, 4) and torch.equal(states[0], noise)
         errors.append((states[-1] - exact(noise, 1, 0.25)).abs().max().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
+@pytest.mark.parametrize("solver", ["sde", "sde-constant", "sde-falling"])
+def test_stochastic_solvers_keep_the_marginals(solver: str) -> None:
+    """Data N(1.7, 0.4^2): the ends have its moments, and depend on the noise of the steps."""
+    mean, deviation = 1.7, 0.4
+    generator = torch.Generator().manual_seed(0)
+
+    def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """E[e - x | z] for z = (1 - t) x + t e."""
+        t = expand_to(t, z)
+        variance = (1 - t) ** 2 * deviation**2 + t**2
+        away = z - (1 - t) * mean
+        return t / variance * away - (mean + (1 - t) * deviation**2 / variance * away)
+
+    noise = torch.randn(20_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+
+    def fresh(step: int) -> torch.Tensor:
+        return torch.randn(noise.shape, generator=generator, dtype=torch.float64)
+
+    times = time_grid(400, 1.0).double()
+    end = solve(velocity, noise, times, solver, fresh)[-1]
+    assert end.mean().item() == pytest.approx(mean, abs=0.015)
+    assert end.std().item() == pytest.approx(deviation, rel=0.03)
+    again = solve(velocity, noise, times, solver, fresh)[-1]
+    assert torch.corrcoef(torch.stack([end.flatten(), again.flatten()]))[0, 1] < 0.99
+
+
 def test_the_midpoint_step_is_rf_solvers() -> None:
     """z + h v + h^2/2 v', the derivative v' by the velocity half a step on (arXiv 2411.04746)."""
     z, times = torch.randn(3, 2, 4, 4, dtype=torch.float64), time_grid(5, 2.0).double()
-    found = solve_ode(decay, z, times, "midpoint")
+    found = solve(decay, z, times, "midpoint")
     for index, (t, r) in enumerate(zip(times[:-1], times[1:], strict=True)):
         h, v = r - t, decay(z, t.expand(3))
         slope = (decay(z + h / 2 * v, (t + h / 2).expand(3)) - v) / (h / 2)
@@ -104,7 +130,7 @@ def test_the_midpoint_step_is_rf_solvers() -> None:
 def test_states_of_a_trajectory_belong_to_their_times() -> None:
     """Solved on a shifted grid, each state must be that of a fine solution at the time it is labelled with."""
     noise, times = torch.randn(2, 2, 4, 4, dtype=torch.float64), time_grid(400, 6.93).double()
-    states = solve_ode(decay, noise, times)
+    states = solve(decay, noise, times)
     for index in (50, 200, 350):
         assert torch.allclose(states[index], exact(noise, 1, times[index].item()), rtol=0.01)
 
@@ -120,10 +146,12 @@ def test_exact_average_velocity_is_exact_over_any_grid(steps: int) -> None:
     assert torch.allclose(end, exact(noise, 1, 0), atol=1e-6)
 
 
-@pytest.mark.parametrize(("solver", "steps", "nfe"), [("euler", 50, 50), ("heun", 25, 49), ("midpoint", 25, 50)])
+@pytest.mark.parametrize(
+    ("solver", "steps", "nfe"), [("euler", 50, 50), ("heun", 25, 49), ("midpoint", 25, 50), ("ab2", 50, 50)]
+)
 def test_counted_evaluations_are_those_made(solver: str, steps: int, nfe: int) -> None:
     calls = []
-    solve_ode(lambda z, t: calls.append(1) or z, torch.ones(1, 1, 1, 1), time_grid(steps, 1.0), solver)
+    solve(lambda z, t: calls.append(1) or z, torch.ones(1, 1, 1, 1), time_grid(steps, 1.0), solver)
     assert len(calls) == nfe == SOLVERS[solver].evaluations(steps)
     assert SOLVERS[solver].steps(nfe, solver) == steps
 

@@ -19,10 +19,10 @@ from mfkit.data.latents import open_latents
 from mfkit.data.loader import BatchSharding, train_batches
 from mfkit.data.writer import ShardRecord, TarSample
 from mfkit.errors import UsageError
-from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives import OBJECTIVES, Stage
 from mfkit.flow.solvers import SOLVERS
 from mfkit.inference.encode import Encoding
+from mfkit.inference.guided import GuidedTeacher
 from mfkit.inference.output import Job, Result, write_folder
 from mfkit.inference.sample import Sampling
 from mfkit.inference.trajectories import Trajectories
@@ -59,14 +59,14 @@ def _trajectories(networks: Networks, folder: Path) -> tuple[Callable[[], Job], 
     settings = resolve(TrajectorySettings, "trajectories", networks.settings.preset, _flags(networks))
     teacher = networks.saved_generator(folder, "teacher")
     one = SOLVERS[settings.solver].evaluations(settings.solver_steps) * networks.flops("teacher")
-    return lambda: Trajectories(teacher, networks.rows, settings, Guidance()), one
+    return lambda: Trajectories(GuidedTeacher(teacher), networks.rows, settings), one
 
 
 def _sample(networks: Networks, folder: Path) -> tuple[Callable[[], Job], float]:
     settings = resolve(SampleSettings, "sample", networks.settings.preset, _flags(networks))
     student, rae = networks.saved_generator(folder, "student"), networks.saved_rae(folder)
     one = networks.flops("student") + networks.decoder_flops()
-    return lambda: Sampling(student, rae, networks.rows, settings, Guidance()), one
+    return lambda: Sampling(GuidedTeacher(student), rae, networks.rows, settings), one
 
 
 _JOBS = {"encode": _encode, "trajectories": _trajectories, "sample": _sample}

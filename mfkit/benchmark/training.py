@@ -13,12 +13,12 @@ from mfkit.config.presets import resolve, resolve_training
 from mfkit.config.settings import TrajectorySettings
 from mfkit.data.loader import Batch
 from mfkit.errors import UsageError
-from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives import Objective, Stage
+from mfkit.inference.guided import frozen_velocity
 from mfkit.models.generator import GeneratorKind
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import matmul_precision
-from mfkit.training.generator import frozen_velocity, generator_loss, models_of
+from mfkit.training.generator import generator_loss, models_of
 from mfkit.training.train_state import TrainState
 
 _WARM_UP = 2
@@ -41,7 +41,7 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
     kind: GeneratorKind = "teacher" if stage == "train-teacher" else "student"
     network, velocity = networks.build(kind), None
     if stage == "distill":
-        velocity = frozen_velocity(networks.build("teacher"), Guidance(), None, compiled=asked.compile)
+        velocity = frozen_velocity(networks.build("teacher"), world.device, compiled=asked.compile)
     models = models_of(network, velocity)
     models = replace(models, state=objective.initial_state(models))
     loss = generator_loss(stage, network, models, objective, settings, networks.time_shift)

@@ -25,6 +25,8 @@ def distill(
         Path | None, typer.Option(help="Student to start from.  [default: the teacher]", metavar="FILE")
     ] = None,
     latents: options.Latents = None,
+    guide: options.Guide = None,
+    late_r: options.LateR = False,
     output: options.Output = None,
 ) -> str:
     """Distill the teacher into a few-step student.
@@ -33,9 +35,15 @@ def distill(
     written beside the teacher, as mfd.safetensors.
     """
     from mfkit.commands.training import latents_of, train_student
+    from mfkit.config.presets import resolve
+    from mfkit.inference.guided import guided_teacher
     from mfkit.models.files import open_generator
 
     opened = open_generator(teacher, "teacher")
     start = open_generator(init) if init else opened
     output = output or teacher.with_name("mfd.safetensors")
-    return train_student("distill", start, lambda: latents_of(opened, latents, run), output, run, flags, teacher=opened)
+    guided = guided_teacher(opened, resolve(Guidance, "distill", None, flags), guide)
+    return train_student(
+        "distill", start, lambda: latents_of(opened, latents, run), output, run, flags, teacher=guided, given=latents,
+        late_r=late_r,
+    )  # fmt: skip

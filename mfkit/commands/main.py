@@ -21,6 +21,7 @@ COMMANDS = {
     "bootstrap": "bootstrap",
     "train-mean-flow": "train_mean_flow",
     "sample": "sample",
+    "times": "times",
     "fid": "fid",
     "flops": "flops",
     "plan": "plan",

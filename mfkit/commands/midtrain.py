@@ -23,6 +23,7 @@ def midtrain(
     run: options.Run,
     flags: options.Flags,
     output: options.Output = None,
+    late_r: options.LateR = False,
 ) -> str:
     """Train a student on the teacher's chords.
 
@@ -37,4 +38,5 @@ def midtrain(
     opened = open_generator(teacher, "teacher")
     data = open_latents("trajectories", trajectories, classes=opened.num_classes, on_error=run.on_error)
     check_trajectories(data, opened)
-    return train_student("midtrain", opened, lambda: data, output or teacher.with_name("cmt.safetensors"), run, flags)
+    output = output or teacher.with_name("cmt.safetensors")
+    return train_student("midtrain", opened, lambda: data, output, run, flags, late_r=late_r)

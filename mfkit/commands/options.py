@@ -17,6 +17,7 @@ from mfkit.commands.setting_options import choices_of, setting_option
 from mfkit.config.presets import PRESETS, PresetName
 from mfkit.config.settings import OnError
 from mfkit.errors import UsageError
+from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives import Objective, Stage, objectives_of
 from mfkit.setting import Settings, settings_of
 
@@ -59,7 +60,24 @@ EncoderWeights = Annotated[
     ),
 ]
 Teacher = Annotated[Path, typer.Option(help="Teacher's file.", metavar="FILE")]
+Guide = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weaker teacher, of the same latents, that guides in place of the velocity without label (AutoGuidance, "
+        "arXiv 2406.02507).",
+        metavar="FILE",
+        rich_help_panel=Guidance.heading,
+    ),
+]
 Latents = Annotated[str | None, typer.Option(help="Latents.  [default: the recorded ones]", metavar="SHARDS")]
+LateR = Annotated[
+    bool,
+    typer.Option(
+        "--late-r",
+        help="Let r reach the student's head alone: several r then take one pass of its encoder (Decoupled MeanFlow, "
+        "arXiv 2510.24474).",
+    ),
+]
 Classes = Annotated[
     int | None, typer.Option(help="Number of classes, for foreign shards that do not say it.", min=1, metavar="N")
 ]
@@ -199,14 +217,21 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _objective_option(objectives: Mapping[str, type[Any]]) -> Any:
-    option = typer.Option(help=f"Loss to train by.  [default: {next(iter(objectives))}]")
+    option = typer.Option(
+        help=f"Loss to train by: see Objectives.  [default: {next(iter(objectives))}]", metavar="NAME"
+    )
     return Annotated[choices_of(objectives) | None, option]
 
 
 def _about(kind: type[Objective], stage: Stage) -> str:
     objective = kind()
-    reads = f"{kind.reads or 'no data'}{' by class' if objective.class_group else ''}"
-    return f"{kind.summary}; reads {reads}; {objective.forward_passes(stage):g} forward passes a row"
+    reads = kind.reads if kind.reads and objective.needs_latents else "no data"
+    parts = [
+        kind.summary,
+        f"reads {reads}{' by class' if objective.class_group else ''}",
+        f"{objective.forward_passes(stage):g} forward passes a row",
+    ]
+    return "; ".join(parts)
 
 
 def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCommand]:

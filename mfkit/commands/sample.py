@@ -32,12 +32,21 @@ def sample(
         Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
     ] = "png",
     rae: options.Rae = None,
+    guide: options.Guide = None,
+    times: Annotated[Path | None, typer.Option(help="Grid of times that mfkit times wrote.", metavar="FILE")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Trajectories to take noise and labels from, such as of --from.", metavar="SHARDS"),
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> str | None:
     """Sample images from a student or teacher."""
     from mfkit.autoencoders.files import autoencoder_of
     from mfkit.config.presets import resolve
+    from mfkit.data.latents import open_latents
     from mfkit.errors import UsageError
+    from mfkit.inference.best_times import read_times
+    from mfkit.inference.guided import guided_teacher
     from mfkit.inference.sample import Sampling, sample
     from mfkit.models.files import open_generator
 
@@ -45,6 +54,10 @@ def sample(
         raise UsageError("nothing to write: pass -o, --grid, or both")
     generator = open_generator(model)
     settings = resolve(SampleSettings, "sample", None, flags)
-    guidance = resolve(Guidance, "sample", None, flags)
-    job = Sampling(generator, autoencoder_of(generator.artifact, rae), count, settings, guidance)
+    guided = guided_teacher(generator, resolve(Guidance, "sample", None, flags), guide)
+    grid_of_times = read_times(times).times if times else None
+    given = open_latents("trajectories", noise, classes=generator.num_classes) if noise else None
+    if given and flags.get("labels"):
+        raise UsageError("--labels: noise of trajectories has labels of its own; leave out one of the two")
+    job = Sampling(guided, autoencoder_of(generator.artifact, rae), count, settings, grid_of_times, given)
     return sample(job, output, tar=format == "tar", grid=grid, overwrite=overwrite)

@@ -21,6 +21,7 @@ def train_mean_flow(
     flags: options.Flags,
     model: options.Model = None,
     classes: options.Classes = None,
+    late_r: options.LateR = False,
 ) -> str:
     """Train a student from random weights.
 
@@ -29,4 +30,4 @@ def train_mean_flow(
     """
     from mfkit.commands.training import train_from_latents
 
-    return train_from_latents("train-mean-flow", "student", latents, model, classes, output, run, flags)
+    return train_from_latents("train-mean-flow", "student", latents, model, classes, output, run, flags, late_r=late_r)

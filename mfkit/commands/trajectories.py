@@ -23,13 +23,22 @@ def trajectories(
     output: options.OutputFolderOrStream,
     flags: options.Flags,
     preset: options.Preset = None,
+    guide: options.Guide = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", help="Solve from these latents back to their noise, the first N.", metavar="SHARDS"),
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> str | None:
     """Solve the teacher's ODE and store its states.
 
-    Every state from noise to data is stored with its time, for midtrain.
+    Every state from noise to data is stored with its time, for midtrain. With --from, the ODE is solved backwards from
+    real latents; mfkit sample --noise then draws them anew from the noise where they end.
     """
     from mfkit.config.presets import resolve
+    from mfkit.data.latents import open_latents
+    from mfkit.inference.guided import guided_teacher
+    from mfkit.inference.inversion import Inversion
     from mfkit.inference.output import write_shards_or_stream
     from mfkit.inference.trajectories import Trajectories
     from mfkit.models.files import open_generator
@@ -37,5 +46,8 @@ def trajectories(
     opened = open_generator(teacher, "teacher")
     preset = options.preset_or(preset, opened.description.preset, teacher)
     settings = resolve(TrajectorySettings, "trajectories", preset, flags)
-    guidance = resolve(Guidance, "trajectories", preset, flags)
-    return write_shards_or_stream(Trajectories(opened, count, settings, guidance), output, overwrite=overwrite)
+    guided = guided_teacher(opened, resolve(Guidance, "trajectories", preset, flags), guide)
+    if from_ is None:
+        return write_shards_or_stream(Trajectories(guided, count, settings), output, overwrite=overwrite)
+    data = open_latents("latents", from_, classes=opened.num_classes)
+    return write_shards_or_stream(Inversion(guided, data, count, settings), output, overwrite=overwrite)

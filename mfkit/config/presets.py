@@ -229,7 +229,7 @@ def resolve(
     """A class of settings: its defaults, then the preset's values for a command, then what the user gave.
 
     :param flags: values by name; those of other classes are left alone, None is not given.
-    :raises UsageError: a value is out of its range.
+    :raises UsageError: a value is out of its range, or means nothing beside another.
     """
     values: dict[str, Any] = {}
     if preset:
@@ -239,9 +239,22 @@ def resolve(
         if value is not None:
             values[name] = tuple(value) if isinstance(value, list) else value
     try:
-        return kind(**{item.name: values[item.name] for item in settings_of(kind) if item.name in values})
+        made = kind(**{item.name: values[item.name] for item in settings_of(kind) if item.name in values})
     except ValueError as error:
         raise UsageError(str(error)) from error
+    for item in settings_of(kind):
+        if item.metadata["only"] and (flags or {}).get(item.name) is not None:
+            other, value = item.metadata["only"]
+            if (chosen := getattr(made, other)) != value:
+                own, of = (name.replace("_", "-") for name in (item.name, other))
+                raise UsageError(f"--{own} is of --{of} {value}, not of {chosen}")
+    return made
+
+
+def objective_of(stage: Stage, flags: Mapping[str, Any]) -> type[Objective]:
+    """The objective that the user chose, or the first that the stage offers."""
+    offered = objectives_of(stage)
+    return offered[flags.get("objective") or next(iter(offered))]
 
 
 def resolve_training(
@@ -252,8 +265,7 @@ def resolve_training(
     :param flags: ``objective``, settings of it and of the training.
     :raises UsageError: a setting of another objective is given, or the two do not go together.
     """
-    offered = objectives_of(stage)
-    kind = offered[flags.get("objective") or next(iter(offered))]
+    offered, kind = objectives_of(stage), objective_of(stage, flags)
     own = {item.name for item in settings_of(kind)}
     for other in offered.values():
         foreign = {item.name for item in settings_of(other)} - own
@@ -266,13 +278,8 @@ def resolve_training(
             raise UsageError(f"--class-dropout: --objective {kind.name} trains every row with its label")
         settings = replace(settings, class_dropout=0.0)
     objective = resolve(kind, stage, preset, flags, objective=kind.name)
-    for item in settings_of(kind):
-        if item.metadata["only"] and flags.get(item.name) is not None:
-            other, value = item.metadata["only"]
-            if (chosen := getattr(objective, other)) != value:
-                raise UsageError(f"--{item.name.replace('_', '-')} is of --{other} {value}, not of {chosen}")
     try:
         objective.check_batch(settings.batch_size)
+        return settings, objective.resolved(settings.precision)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return settings, objective.resolved(settings.precision)

@@ -7,7 +7,7 @@ An objective's own settings are fields of the objective (:mod:`mfkit.flow.object
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from mfkit.flow.solvers import SOLVERS, TIME_GRIDS
+from mfkit.flow.solvers import ODE_SOLVERS, SOLVERS, TIME_GRIDS
 from mfkit.setting import Settings, setting
 
 SizeName = Literal["tiny", "S", "B", "L", "XL"]
@@ -146,7 +146,7 @@ class TrajectorySettings(StorageSettings):
 
     shard_size: int = setting(200, "Samples per shard.", metavar="N", min=1)
     solver_steps: int = setting(16, "Steps from noise to data; a trajectory has one state more.", metavar="N", min=1)
-    solver: str = setting("euler", "Solver of the teacher's ODE.", choices=SOLVERS)
+    solver: str = setting("euler", "Solver of the teacher's ODE.", choices=ODE_SOLVERS)
     time_grid: str = setting("shifted", "Grid of times.", choices=TIME_GRIDS)
     seed: int = setting(0, "Seed of the noise.", metavar="N", min=0)
 
@@ -160,7 +160,9 @@ class SampleSettings(Settings):
     nfe: int | None = setting(
         None, "Network evaluations per image.  [default: 1 for a student, about 50 for a teacher]", metavar="N", min=1
     )
-    solver: str | None = setting(None, "Solver of a teacher's ODE.  [default: euler]", choices=SOLVERS)
+    solver: str | None = setting(
+        None, "Solver of a teacher's ODE, or of an SDE of the same marginals.  [default: euler]", choices=SOLVERS
+    )
     time_grid: str = setting("shifted", "Grid of times.", choices=TIME_GRIDS)
     time_shift: float | None = setting(
         None, "Shift of the grid.  [default: a teacher's own, 1 for a student]", metavar="S", min=1

@@ -23,8 +23,8 @@ from mfkit.evaluation.moments import Moments, Statistics, read_statistics
 logger = logging.getLogger(__name__)
 
 _SAMPLING_CONDITIONS = (
-    "model", "model_digest", "nfe", "solver", "time_grid", "time_shift", "labels", "seed", "precision", "guidance",
-    "trained_spaces",
+    "model", "model_digest", "nfe", "solver", "time_grid", "time_shift", "times", "labels", "seed", "precision",
+    "guidance", "trained_spaces",
 )  # fmt: skip
 
 

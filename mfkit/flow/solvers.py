@@ -25,14 +25,20 @@ AverageVelocityField = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """(z (B, C, H, W) at time t, r (B,), t (B,)) -> the average velocity over [r, t]."""
 
 
+FreshNoise = Callable[[int], "Tensor"]
+"""Number of a step -> standard normal draws (B, C, H, W)."""
+
+
 @dataclass(frozen=True)
 class Solver:
-    """A numerical method for dz/dt = v(z, t)."""
+    """A numerical method for dz/dt = v(z, t), or for a stochastic equation of the same marginals."""
 
-    states: Callable[[VelocityField, Tensor, Tensor], Iterator[Tensor]]
-    """(v, z at times[0], descending times (S + 1,)) -> the states at times[1:], one after the other."""
+    states: Callable[..., Iterator[Tensor]]
+    """(v, z at times[0], descending times (S + 1,)) -> the states at times[1:], one after the other. A stochastic one
+    takes :data:`FreshNoise` besides."""
     evaluations: Callable[[int], int]
     """Network evaluations (NFE) of so many steps down to t = 0."""
+    stochastic: bool = False
 
     def steps(self, nfe: int, name: str) -> int:
         """The steps that ``nfe`` network evaluations are.
@@ -77,11 +83,52 @@ def _midpoint(velocity: VelocityField, z: Tensor, times: Tensor) -> Iterator[Ten
         yield z
 
 
+def _adams_bashforth(velocity: VelocityField, z: Tensor, times: Tensor) -> Iterator[Tensor]:
+    """The slope of a line through the last two, v + h / (2 h') (v - v') for steps h after h'; the first is Euler's."""
+    batch = z.new_ones(len(z))
+    last: tuple[Tensor, Tensor] | None = None
+    for t, r in pairwise(times):
+        v = velocity(z, t * batch)
+        slope = v if last is None else v + (r - t) / (2 * last[1]) * (v - last[0])
+        last = v, r - t
+        z = z + (r - t) * slope
+        yield z
+
+
+def _stochastic(diffusion: Callable[[Tensor], Tensor]) -> Callable[..., Iterator[Tensor]]:
+    """Euler-Maruyama for dz = (v - w s) dt + sqrt(2 w) dW, backwards in t, by the score s = -(z + (1 - t) v) / t.
+
+    Its marginals are those of dz/dt = v for any diffusion w(t) (SiT, arXiv 2401.08740). The last step, to t = 0, is
+    Euler's for w = 0: it adds no noise.
+    """
+
+    def states(velocity: VelocityField, z: Tensor, times: Tensor, fresh: FreshNoise) -> Iterator[Tensor]:
+        batch = z.new_ones(len(z))
+        for step, (t, r) in enumerate(pairwise(times)):
+            v, h = velocity(z, t * batch), t - r
+            if r > 0:
+                w = diffusion(t)
+                score = -(z + (1 - t) * v) / t
+                z = z - h * v + h * w * score + (2 * w * h).sqrt() * fresh(step)
+            else:
+                z = z - h * v
+            yield z
+
+    return states
+
+
 SOLVERS = {
     "euler": Solver(_euler, lambda steps: steps),
     "heun": Solver(_heun, lambda steps: 2 * steps - 1),
     "midpoint": Solver(_midpoint, lambda steps: 2 * steps),
+    "ab2": Solver(_adams_bashforth, lambda steps: steps),
+    "sde": Solver(_stochastic(lambda t: t), lambda steps: steps, stochastic=True),
+    "sde-constant": Solver(_stochastic(lambda t: t.new_ones(())), lambda steps: steps, stochastic=True),
+    "sde-falling": Solver(_stochastic(lambda t: 1 - t), lambda steps: steps, stochastic=True),
 }
+"""``ab2`` is Adams-Bashforth's; ``sde`` has the diffusion t, the others 1 and 1 - t."""
+
+ODE_SOLVERS = [name for name, solver in SOLVERS.items() if not solver.stochastic]
 
 
 def _uniform(steps: int, device: torch.device | None) -> Tensor:
@@ -112,15 +159,18 @@ def time_grid(steps: int, shift: float, device: torch.device | None = None, *, n
     return TIME_GRIDS[name].times(steps, shift, device)
 
 
-def solve_ode(velocity: VelocityField, noise: Tensor, times: Tensor, solver: str = "euler") -> Tensor:
+def solve(
+    velocity: VelocityField, noise: Tensor, times: Tensor, solver: str = "euler", fresh: FreshNoise | None = None
+) -> Tensor:
     """All states of dz/dt = v(z, t), z(times[0]) = noise.
 
-    :param noise: (B, C, H, W). :param times: (S + 1,), descending.
+    :param noise: (B, C, H, W). :param times: (S + 1,), descending. :param fresh: for a stochastic solver.
     :returns: (S + 1, B, C, H, W), the states at ``times``.
     """
     import torch
 
-    return torch.stack([noise, *SOLVERS[solver].states(velocity, noise, times)])
+    method = SOLVERS[solver]
+    return torch.stack([noise, *method.states(velocity, noise, times, *([fresh] if method.stochastic else []))])
 
 
 def few_step_sample(average_velocity: AverageVelocityField, noise: Tensor, times: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """sample: images from noise, as a PNG folder, shards, a tar stream or an ADM-style .npz, and as a grid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from mfkit.autoencoders.autoencoder import AutoencoderFile
 from mfkit.autoencoders.files import ROLE
 from mfkit.config.settings import SampleSettings
 from mfkit.data.codecs import png_bytes, to_uint8
+from mfkit.data.dataset import IndexedTars, read_batch
 from mfkit.data.grid import write_grid
+from mfkit.data.latents import LatentDataset, check_fit
 from mfkit.data.prefetch import spare_threads
 from mfkit.data.writer import STREAM, ShardRecord, TarSample
 from mfkit.errors import UsageError
-from mfkit.flow.guidance import Guidance
 from mfkit.flow.random import Draws
+from mfkit.inference.guided import GuidedTeacher
 from mfkit.inference.micro_batches import MicroBatches
 from mfkit.inference.output import Job, Result, write_folder, write_npz, write_stream
 from mfkit.inference.sampler import sampler_of
-from mfkit.models.files import GeneratorFile
 from mfkit.runtime.distributed import processes
 
 SHARD_SIZE = 1000
@@ -36,27 +37,42 @@ class Sampling(Job):
     kind = "images"
 
     def __init__(
-        self, generator: GeneratorFile, autoencoder: AutoencoderFile, count: int, settings: SampleSettings,
-        guidance: Guidance,
+        self, guided: GuidedTeacher, autoencoder: AutoencoderFile, count: int, settings: SampleSettings,
+        times: Sequence[float] | None = None, noise: LatentDataset | None = None,
     ) -> None:  # fmt: skip
+        """:param guided: the generator, which may be a student; that takes no guidance.
+        :param times: see :func:`~mfkit.inference.sampler.sampler_of`.
+        :param noise: trajectories, whose first states and labels are sampled from.
+        """
+        generator = guided.file
+        if generator.kind == "student" and guided.conditions:
+            raise UsageError("guidance is for a teacher; a student has what it was distilled with")
         self._device, self._settings, self.count = processes().device, settings, count
         autoencoder.check_decodes(generator.latent_shape, generator.path)
         description = generator.description
+        velocity = guided.velocity(self._device) if generator.kind == "teacher" else None
         self._sampler = sampler_of(
-            generator.network.to(self._device), settings, description.time_shift, guidance, description.class_dropout
+            generator.network.to(self._device), settings, description.time_shift, velocity, times
         )
         self._autoencoder = autoencoder.load(latent_shape=generator.latent_shape).to(self._device)
         self._shape, self.class_names = generator.latent_shape, description.class_names
         self._labels = _labels(settings.labels, len(self.class_names))
         self._micro_batches = MicroBatches(self._shape[1] * self._shape[2], settings.precision, self._device)
         self.image_size: int = self._autoencoder.config.image_size
-        self.inputs = {"model": generator.artifact, ROLE: autoencoder.artifact}
+        self.inputs = {"model": generator.artifact, **guided.guides, ROLE: autoencoder.artifact}
         self.seed, self.num_shards, self.pack_threads = settings.seed, -(-count // SHARD_SIZE), spare_threads()
         self.resume_key = {
             "images": count, "size": self.image_size, "class_names": self.class_names, "model": generator.kind,
             "model_digest": generator.artifact.digest, "labels": settings.labels, "seed": settings.seed,
-            "precision": settings.precision, **self._sampler.conditions,
+            "precision": settings.precision, **self._sampler.conditions, "guidance": guided.conditions,
         }  # fmt: skip
+        self._noise: IndexedTars | None = None
+        if noise:
+            check_fit(noise, generator)
+            if not isinstance(noise.dataset, IndexedTars) or count > len(noise.dataset):
+                raise UsageError(f"--noise needs a folder of {count} trajectories or more; -n says how many to take")
+            self._noise, self.inputs = noise.dataset, {**self.inputs, "noise": noise.artifact}
+            self.resume_key |= {"noise": noise.artifact.digest, "labels": "those of the noise"}
         if description.trained_spaces:
             self.resume_key["trained_spaces"] = description.trained_spaces
 
@@ -75,16 +91,24 @@ class Sampling(Job):
     def _sample(self, part: tuple[int, range]) -> Result:
         shard, indices = part
         draws = Draws(self._settings.seed, "sample", indices, self._device)
-        noise = draws.normal("noise", self._shape)
-        if self._labels is None:
-            labels = (draws.uniform("label") * len(self.class_names)).long()
+        if self._noise is not None:
+            columns = read_batch(self._noise, indices)
+            noise, labels = columns["states"][:, 0].float().to(self._device), columns["label"].to(self._device)
         else:
-            labels = torch.tensor([self._labels[index % len(self._labels)] for index in indices], device=self._device)
-        images = self._micro_batches.evaluate(self._images, indices, noise, labels)
+            noise, labels = draws.normal("noise", self._shape), self._drawn_labels(draws, indices)
+        numbers = torch.tensor(indices)
+        images = self._micro_batches.evaluate(self._images, indices, noise, labels, numbers)
         return Result(shard, indices, to_uint8(images.float()).cpu(), labels.cpu())
 
-    def _images(self, noise: Tensor, labels: Tensor) -> Tensor:
-        return self._autoencoder.decode(self._sampler(noise, labels))
+    def _drawn_labels(self, draws: Draws, indices: Sequence[int]) -> Tensor:
+        if self._labels is None:
+            return (draws.uniform("label") * len(self.class_names)).long()
+        return torch.tensor([self._labels[index % len(self._labels)] for index in indices], device=self._device)
+
+    def _images(self, noise: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
+        draws = Draws(self._settings.seed, "sample", numbers.tolist(), self._device)
+        latents = self._sampler(noise, labels, lambda step: draws.normal(f"step {step}", self._shape))
+        return self._autoencoder.decode(latents)
 
     def pack(self, result: Result) -> list[TarSample]:
         return [

@@ -1,6 +1,6 @@
 """From noise to latents by a generator: a teacher's ODE is solved, a student's flow map is taken in a few steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mfkit.config.settings import SampleSettings
 from mfkit.errors import UsageError
-from mfkit.flow.guidance import Guidance
-from mfkit.flow.solvers import SOLVERS, TIME_GRIDS, few_step_sample, solve_ode, time_grid
+from mfkit.flow.guidance import Velocity
+from mfkit.flow.solvers import SOLVERS, TIME_GRIDS, FreshNoise, few_step_sample, solve, time_grid
 from mfkit.models.generator import Generator
 
 _TEACHER_NFE = 50
@@ -21,68 +21,77 @@ _TEACHER_NFE = 50
 class Sampler:
     """From noise to latents."""
 
-    sample: Callable[[Tensor, Tensor], Tensor]
-    """(noise (B, C, H, W), labels (B,)) -> latents (B, C, H, W)."""
+    sample: Callable[[Tensor, Tensor, FreshNoise], Tensor]
+    """(noise (B, C, H, W), labels (B,), noise of a stochastic solver's steps) -> latents (B, C, H, W)."""
     conditions: dict[str, Any]
     """Of what it makes."""
 
     @torch.no_grad()
-    def __call__(self, noise: Tensor, labels: Tensor) -> Tensor:
-        return self.sample(noise, labels)
+    def __call__(self, noise: Tensor, labels: Tensor, fresh: FreshNoise | None = None) -> Tensor:
+        """:param fresh: by default that of torch's own generator."""
+        return self.sample(noise, labels, fresh or (lambda step: torch.randn_like(noise)))
 
 
 def sampler_of(
-    network: Generator, settings: SampleSettings, time_shift: float, guidance: Guidance | None = None,
-    class_dropout: float | None = None,
+    network: Generator, settings: SampleSettings, time_shift: float, velocity: Velocity | None = None,
+    times: Sequence[float] | None = None,
 ) -> Sampler:  # fmt: skip
     """The sampler of a generator.
 
-    :param time_shift: the generator's own. :param class_dropout: see :meth:`Guidance.guided`.
+    :param time_shift: the generator's own. :param velocity: the teacher's under guidance; by default its own.
+    :param times: descending from 1 to 0, in the place of the grid that the settings name.
     """
-    guidance = guidance or Guidance()
+    if times and (settings.nfe or settings.time_shift or settings.time_grid != SampleSettings.time_grid):
+        raise UsageError("--times says all of the grid: leave out --nfe, --time-grid and --time-shift")
     if network.kind == "student":
-        return _flow_map_sampler(network, settings, guidance)
-    return _ode_sampler(network, settings, time_shift, guidance, class_dropout)
+        return _flow_map_sampler(network, settings, times)
+    return _ode_sampler(velocity or network, settings, time_shift, times)
 
 
 def _ode_sampler(
-    network: Generator, settings: SampleSettings, time_shift: float, guidance: Guidance, class_dropout: float | None
+    velocity: Velocity, settings: SampleSettings, time_shift: float, times: Sequence[float] | None
 ) -> Sampler:
     """The end of the teacher's ODE."""
     name = settings.solver or "euler"
     solver = SOLVERS[name]
     most = next(steps for steps in range(_TEACHER_NFE, 0, -1) if solver.evaluations(steps) <= _TEACHER_NFE)
     steps = solver.steps(settings.nfe, name) if settings.nfe else most
-    shift = _shift(settings, time_shift)
-    velocity = guidance.guided(network, network.config.num_classes, class_dropout)
+    grid = _Grid(times, settings, steps, time_shift)
 
-    def sample(noise: Tensor, labels: Tensor) -> Tensor:
-        times = time_grid(steps, shift, noise.device, name=settings.time_grid)
-        return solve_ode(lambda z, t: velocity(z, t, labels), noise, times, name)[-1]
+    def sample(noise: Tensor, labels: Tensor, fresh: FreshNoise) -> Tensor:
+        return solve(lambda z, t: velocity(z, t, labels), noise, grid.on(noise.device), name, fresh)[-1]
 
-    conditions = {
-        "nfe": solver.evaluations(steps), "solver": name, "time_grid": settings.time_grid, "time_shift": shift,
-        "guidance": guidance.conditions,
-    }  # fmt: skip
-    return Sampler(sample, conditions)
+    return Sampler(sample, {"nfe": solver.evaluations(grid.steps), "solver": name, **grid.conditions})
 
 
-def _flow_map_sampler(network: Generator, settings: SampleSettings, guidance: Guidance) -> Sampler:
+def _flow_map_sampler(network: Generator, settings: SampleSettings, times: Sequence[float] | None) -> Sampler:
     """Steps of the student's flow map, one evaluation each. The grid is shifted only where that is asked for."""
     if settings.solver is not None:
         raise UsageError("--solver is for a teacher's ODE; a student takes steps of its flow map")
-    if guidance.conditions:
-        raise UsageError("guidance is for a teacher; a student has what it was distilled with")
-    nfe, shift = settings.nfe or 1, _shift(settings, 1.0)
+    grid = _Grid(times, settings, settings.nfe or 1, 1.0)
 
-    def sample(noise: Tensor, labels: Tensor) -> Tensor:
-        times = time_grid(nfe, shift, noise.device, name=settings.time_grid)
-        return few_step_sample(lambda z, r, t: network(z, r, t, labels), noise, times)
+    def sample(noise: Tensor, labels: Tensor, fresh: FreshNoise) -> Tensor:
+        return few_step_sample(lambda z, r, t: network(z, r, t, labels), noise, grid.on(noise.device))
 
-    conditions = {
-        "nfe": nfe, "solver": "flow-map", "time_grid": settings.time_grid, "time_shift": shift, "guidance": None
-    }  # fmt: skip
-    return Sampler(sample, conditions)
+    return Sampler(sample, {"nfe": grid.steps, "solver": "flow-map", **grid.conditions})
+
+
+class _Grid:
+    """Where a sampler stops: times that were given, or a grid of the table."""
+
+    def __init__(self, times: Sequence[float] | None, settings: SampleSettings, steps: int, time_shift: float) -> None:
+        """:param time_shift: where the settings name none."""
+        self._times, self._name = times, settings.time_grid
+        self.steps = len(times) - 1 if times else steps
+        self._shift = 1.0 if times else _shift(settings, time_shift)
+        own = {"time_grid": self._name, "time_shift": self._shift}
+        self.conditions = {"time_grid": "file", "times": list(times)} if times else own
+
+    def on(self, device: torch.device) -> Tensor:
+        """(S + 1,), descending from 1 to 0."""
+        if self._times:
+            return torch.tensor(self._times, device=device)
+        return time_grid(self.steps, self._shift, device, name=self._name)
 
 
 def _shift(settings: SampleSettings, own: float) -> float:

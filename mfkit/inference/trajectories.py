@@ -9,12 +9,11 @@ from torch import Tensor
 from mfkit.config.settings import TrajectorySettings
 from mfkit.data.codecs import DTYPES, array_bytes
 from mfkit.data.writer import ShardRecord, TarSample
-from mfkit.flow.guidance import Guidance
 from mfkit.flow.random import Draws
-from mfkit.flow.solvers import solve_ode, time_grid
+from mfkit.flow.solvers import solve, time_grid
+from mfkit.inference.guided import GuidedTeacher
 from mfkit.inference.micro_batches import MicroBatches
 from mfkit.inference.output import Job, Result
-from mfkit.models.files import GeneratorFile
 from mfkit.runtime.distributed import processes
 
 
@@ -23,20 +22,20 @@ class Trajectories(Job):
 
     kind = "trajectories"
 
-    def __init__(self, teacher: GeneratorFile, count: int, settings: TrajectorySettings, guidance: Guidance) -> None:
-        self._device = processes().device
-        network = teacher.network.to(self._device)
+    def __init__(self, guided: GuidedTeacher, count: int, settings: TrajectorySettings) -> None:
+        self.device, teacher = processes().device, guided.file
         self._shape, self._num_classes, self._count = teacher.latent_shape, teacher.num_classes, count
         self._settings, self._class_names = settings, teacher.description.class_names
-        self._velocity = guidance.guided(network, teacher.num_classes, teacher.description.class_dropout)
-        self._times = time_grid(
-            settings.solver_steps, teacher.description.time_shift, self._device, name=settings.time_grid
+        self._preset = teacher.description.preset
+        self.velocity, self.solver = guided.velocity(self.device), settings.solver
+        self.times = time_grid(
+            settings.solver_steps, teacher.description.time_shift, self.device, name=settings.time_grid
         )
-        self._stored_times = array_bytes(self._times.cpu().numpy())
-        self._micro_batches = MicroBatches(self._shape[1] * self._shape[2], settings.precision, self._device)
-        self.inputs = {"teacher": teacher.artifact, **teacher.artifact.reference("rae")}
+        self._stored_times = array_bytes(self.times.cpu().numpy())
+        self._micro_batches = MicroBatches(self._shape[1] * self._shape[2], settings.precision, self.device)
+        self.inputs = {**guided.inputs, **teacher.artifact.reference("rae")}
         self.seed, self.num_shards = settings.seed, -(-count // settings.shard_size)
-        self.resume_key = settings.resume_key() | {"trajectories": count, "guidance": guidance.conditions}
+        self.resume_key = settings.resume_key() | {"trajectories": count, "guidance": guided.conditions}
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
         size, batch_size = self._settings.shard_size, self._settings.batch_size
@@ -46,15 +45,18 @@ class Trajectories(Job):
 
     def _solve(self, part: tuple[int, range]) -> Result:
         shard, indices = part
-        noise = Draws(self._settings.seed, "trajectories", indices, self._device).normal("noise", self._shape)
-        labels = torch.tensor([index % self._num_classes for index in indices], device=self._device)
-        states = self._micro_batches.evaluate(self._states, indices, noise, labels)
+        start, labels = self.start(indices)
+        states = self._micro_batches.evaluate(self.states, indices, start, labels)
         return Result(shard, indices, states.to(DTYPES[self._settings.dtype]).cpu().numpy(), labels.cpu())
 
-    def _states(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """(B, S + 1, C, H, W)."""
-        states = solve_ode(lambda z, t: self._velocity(z, t, labels), noise, self._times, self._settings.solver)
-        return states.transpose(0, 1)
+    def start(self, indices: range) -> tuple[Tensor, Tensor]:
+        """Where these trajectories start, (B, C, H, W), and their labels, (B,)."""
+        noise = Draws(self._settings.seed, "trajectories", indices, self.device).normal("noise", self._shape)
+        return noise, torch.tensor([index % self._num_classes for index in indices], device=self.device)
+
+    def states(self, start: Tensor, labels: Tensor) -> Tensor:
+        """All states from noise to data, (B, S + 1, C, H, W)."""
+        return solve(lambda z, t: self.velocity(z, t, labels), start, self.times, self.solver).transpose(0, 1)
 
     def pack(self, result: Result) -> list[TarSample]:
         return [
@@ -68,4 +70,5 @@ class Trajectories(Job):
         ]
 
     def describe(self, records: list[ShardRecord] | None) -> dict[str, Any]:
-        return {"shape": list(self._shape), "class_names": self._class_names} | self.resume_key
+        own = {"shape": list(self._shape), "class_names": self._class_names, "preset": self._preset}
+        return own | self.resume_key

@@ -21,7 +21,7 @@ class MeanFlowTransformer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self, channels: int, side: int, num_classes: int, width: int, depth: int, heads: int, head_width: int,
-        head_depth: int, head_heads: int, gated: bool = True,
+        head_depth: int, head_heads: int, gated: bool = True, late_r: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = AverageVelocityDiT(DiTConfig(**self.config))

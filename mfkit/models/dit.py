@@ -2,12 +2,15 @@
 
 A deep, narrow encoder part reads the noisy latent and yields one condition per token; a wide head of two blocks
 reads the latent again under these conditions. A teacher predicts the velocity v(z, t, y); a mean-flow student has a
-second time embedding, fed with t - r, and predicts the average velocity u(z, r, t, y) (arXiv 2511.13019).
+second time embedding, fed with t - r, and predicts the average velocity u(z, r, t, y) (arXiv 2511.13019). With
+``late_r`` that embedding reaches the head alone (Decoupled MeanFlow, arXiv 2510.24474): one pass of the encoder does
+for several r.
 """
 
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +43,8 @@ class DiTConfig:
     head_heads: int
     gated: bool = True
     """Blocks feed forward through SwiGLU, as the released models do; otherwise through a plain GELU layer."""
+    late_r: bool = False
+    """A student's r reaches its head alone."""
 
     def __post_init__(self) -> None:
         check_sizes(depth=self.depth + self.head_depth, side=self.side, width=max(self.width, self.head_width))
@@ -71,11 +76,15 @@ class _DiT(Generator):
         )
         self.final_layer = FinalLayer(config.head_width, config.channels)
 
-    def _predict(self, z: Tensor, time: Tensor, y: Tensor) -> Tensor:
+    def _encode(self, z: Tensor, time: Tensor, y: Tensor) -> Tensor:
+        """(B, N, width), a condition per token."""
         condition = F.silu(time + self.y_embedder(y))[:, None]  # (B, 1, width)
         s = self.s_embedder(z) + self.pos_embed
         for block in self.blocks[: self.config.depth]:
             s = block(s, condition, self.enc_feat_rope)
+        return s
+
+    def _head(self, z: Tensor, s: Tensor, time: Tensor) -> Tensor:
         s = self.s_projector(F.silu(time[:, None] + s))
         x = self.x_embedder(z)
         for block in self.blocks[self.config.depth :]:
@@ -87,7 +96,8 @@ class VelocityDiT(_DiT, Teacher):
     """The teacher: the velocity v(z, t, y) of the flow."""
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self._predict(z, self.t_embedder(t), y)
+        time = self.t_embedder(t)
+        return self._head(z, self._encode(z, time, y), time)
 
 
 class AverageVelocityDiT(_DiT, Student):
@@ -96,16 +106,25 @@ class AverageVelocityDiT(_DiT, Student):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.r_embedder = TimeEmbedding(config.width, silent=True)
+        self.late_r = config.late_r
 
     @classmethod
-    def from_teacher(cls, teacher: VelocityDiT) -> Self:
-        student = cls(teacher.config)
+    def from_teacher(cls, teacher: VelocityDiT, config: DiTConfig | None = None) -> Self:
+        student = cls(config or teacher.config)
         own = {name: value for name, value in student.state_dict().items() if name.startswith("r_embedder.")}
         student.load_state_dict(teacher.state_dict() | own)
         return student
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self._predict(z, self.t_embedder(t) + self.r_embedder(t - r), y)
+        """With ``late_r``, r may be (K, B); then u is (K, B, C, H, W), by one pass of the encoder."""
+        time = self.t_embedder(t)
+        if not self.late_r:
+            time = time + self.r_embedder(t - r)
+            return self._head(z, self._encode(z, time, y), time)
+        s = self._encode(z, time, y)
+        if r.ndim == 1:
+            return self._head(z, s, time + self.r_embedder(t - r))
+        return torch.stack([self._head(z, s, time + self.r_embedder(t - one)) for one in r])
 
 
 DIT_DH = Architecture(

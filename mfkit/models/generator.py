@@ -43,9 +43,15 @@ class Student(Generator):
 
     kind: ClassVar[GeneratorKind] = "student"
 
+    late_r: bool = False
+    """Whether ``forward`` takes several r at once, (K, B), at little more than the price of one."""
+
     @classmethod
-    def from_teacher(cls, teacher: Any) -> Self:
-        """A student that starts as its teacher: u(z, r, t, y) = v(z, t, y) exactly, for every r."""
+    def from_teacher(cls, teacher: Any, config: Any = None) -> Self:
+        """A student that starts as its teacher: u(z, r, t, y) = v(z, t, y) exactly, for every r.
+
+        :param config: by default the teacher's.
+        """
         raise NotImplementedError
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ from mfkit.data.loader import Batch as LoadedBatch
 from mfkit.data.order import ClassGroups, ClassIndices, TrainingOrder, shuffle
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
-from mfkit.flow.guidance import Guidance, Velocity
+from mfkit.flow.guidance import Velocity
 from mfkit.flow.objectives.base import Batch, Features, Loss, Models, Objective, Stage
 from mfkit.flow.random import Draws
 from mfkit.flow.times import default_time_shift
+from mfkit.inference.guided import GuidedTeacher
 from mfkit.models.architectures import architecture_of
 from mfkit.models.files import GeneratorFile, save_generator
-from mfkit.models.generator import Generator, GeneratorKind
-from mfkit.runtime.blocks import compile_blocks
+from mfkit.models.generator import Architecture, Generator, GeneratorKind
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.precision import autocast
 from mfkit.runtime.seeding import seeded
@@ -48,7 +48,16 @@ class Start:
     """Feature spaces whose distance it was trained by, in this run or before."""
 
 
-def fresh_start(kind: GeneratorKind, data: LatentDataset, model: str, time_shift: float, seed: int) -> Start:
+def with_late_r(architecture: Architecture, config: Any) -> Any:
+    """:raises UsageError: the architecture has no such students."""
+    if not hasattr(config, "late_r"):
+        raise UsageError(f"--late-r: {architecture.name} has no head that r could be kept to")
+    return replace(config, late_r=True)
+
+
+def fresh_start(
+    kind: GeneratorKind, data: LatentDataset, model: str, time_shift: float, seed: int, *, late_r: bool = False
+) -> Start:
     """Random weights for these latents.
 
     :param model: see :func:`~mfkit.models.architectures.architecture_of`. :param time_shift: 0 is the default for
@@ -56,23 +65,30 @@ def fresh_start(kind: GeneratorKind, data: LatentDataset, model: str, time_shift
     """
     architecture, size = architecture_of(model)
     config = architecture.new_config(data.shape, len(data.class_names), size)
+    config = with_late_r(architecture, config) if late_r else config
     with seeded(seed):
         network = architecture.build(kind, config)
     shift = time_shift or default_time_shift(*config.latent_shape)
     return Start(architecture.name, network, shift, data.class_names, data.artifact.reference("rae"))
 
 
-def student_start(init: GeneratorFile, data: LatentDataset | None, seed: int, role: str = "init") -> Start:
+def student_start(
+    init: GeneratorFile, data: LatentDataset | None, seed: int, role: str = "init", *, late_r: bool = False
+) -> Start:
     """A student that goes on from a student, or starts as a teacher: u(z, r, t, y) = v(z, t, y).
 
     :param data: what it is trained on; None for no latents. :param role: what provenance calls ``init``.
+    :param late_r: see :class:`~mfkit.models.generator.Student`. :raises UsageError: ``init`` has no say in it.
     """
+    if late_r and init.kind == "student" and not getattr(init.network_config, "late_r", False):
+        raise UsageError(f"--late-r: {init.path} is a student already, whose r goes everywhere")
     if data:
         check_fit(data, init)
     network = init.network
     if init.kind == "teacher":
+        changed = [with_late_r(init.architecture, init.network_config)] if late_r else []
         with seeded(seed):
-            network = init.architecture.student.from_teacher(network)
+            network = init.architecture.student.from_teacher(network, *changed)
     own = init.artifact
     inputs = {role: own, **own.reference("latents"), **own.reference("rae")}
     if data:  # an imported student may not know its RAE
@@ -86,17 +102,6 @@ def check_trajectories(data: LatentDataset, teacher: GeneratorFile) -> None:
     solved = data.artifact.inputs.get("teacher")
     if solved and solved.digest != teacher.artifact.digest:
         raise InputError(f"{data.artifact.path} was not solved by {teacher.path}, but by another teacher")
-
-
-def frozen_velocity(teacher: Generator, guidance: Guidance, class_dropout: float | None, *, compiled: bool) -> Velocity:
-    """The frozen teacher's velocity, on this process's device, without gradients.
-
-    :param class_dropout: see :meth:`Guidance.guided`.
-    """
-    network = teacher.requires_grad_(False).to(processes().device)
-    if compiled:
-        compile_blocks(network.blocks)
-    return torch.no_grad()(guidance.guided(network, network.config.num_classes, class_dropout))
 
 
 def class_indices(data: LatentDataset | None, num_classes: int) -> ClassIndices:
@@ -178,24 +183,23 @@ def begin(
 
 def train_generator(
     stage: Stage, start: Start, data: LatentDataset | None, objective: Objective, settings: GeneratorSettings,
-    preset: PresetName, options: RunOptions, *, teacher: GeneratorFile | None = None, guidance: Guidance | None = None,
+    preset: PresetName, options: RunOptions, *, teacher: GuidedTeacher | None = None,
 ) -> str:  # fmt: skip
     """Trains a generator and writes it.
 
     :param data: None where the objective looks at no latents.
     :param objective: resolved for the precision.
-    :param teacher: whose velocity the objective takes, ``guidance`` the rule; None for the conditional one, e - x.
+    :param teacher: whose velocity the objective takes; None for the conditional one, e - x.
     :returns: the line for standard output.
     """
     network, shift = start.network, start.time_shift
-    guidance = guidance or Guidance()
     inputs = dict(start.inputs)
     if data:
         inputs[objective.reads or "latents"] = data.artifact
     if teacher:
-        inputs["teacher"] = teacher.artifact
+        inputs |= teacher.inputs
         if data:
-            check_fit(data, teacher)
+            check_fit(data, teacher.file)
     if settings.sample_every and not options.dry_run and not ("rae" in inputs and inputs["rae"].path.exists()):
         raise InputError("--sample-every needs the RAE, which is not where the latents say it is")
     spaces, trained_spaces = None, start.trained_spaces
@@ -205,7 +209,9 @@ def train_generator(
         spaces = open_spaces(objective.spaces, network.config.latent_shape, data, inputs, settings.workers)
         inputs |= spaces.inputs
         trained_spaces = trained_spaces + [one for one in spaces.described if one not in trained_spaces]
-    chosen: dict[str, Any] = {"objective": objective.name, **asdict(objective), **asdict(guidance), "time_shift": shift}
+    chosen: dict[str, Any] = {"objective": objective.name, **asdict(objective), "time_shift": shift}
+    if teacher:
+        chosen |= asdict(teacher.rule)
     config = {
         "time_shift": shift, "class_names": start.class_names, "preset": preset,
         "class_dropout": settings.class_dropout, **({"trained_spaces": trained_spaces} if trained_spaces else {}),
@@ -219,8 +225,7 @@ def train_generator(
     def tasks() -> Iterator[Task]:
         velocity = None
         if teacher:
-            dropout = teacher.description.class_dropout
-            velocity = frozen_velocity(teacher.network, guidance, dropout, compiled=settings.compile)
+            velocity = teacher.velocity(processes().device, compiled=settings.compile)
         models = models_of(network, velocity, spaces.features if spaces else None)
         models = replace(models, state=objective.initial_state(models))
         yield Task(
