@@ -112,12 +112,13 @@ def table(heading: str, rows: dict[str, list[Figures]], extra: dict[str, dict[st
     heads = [heading, *extra, *(shown for shown, _ in COLUMNS.values())]
     lines = [heads, ["---"] * len(heads)]
     for name, runs in rows.items():
-        figures = [_spread([figures[key] for figures in runs], form) for key, (_, form) in COLUMNS.items()]
+        figures = [spread([figures[key] for figures in runs], form) for key, (_, form) in COLUMNS.items()]
         lines.append([name, *(column.get(name, "") for column in extra.values()), *figures])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _spread(values: list[float], form: str) -> str:
+def spread(values: list[float], form: str) -> str:
+    """Mean and standard deviation as text."""
     shown = form.format(mean(values))
     return f"{shown} ± {form.format(stdev(values))}" if len(values) > 1 else shown
 

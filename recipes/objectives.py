@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from judge import COLUMNS, DIGITS, Figures, Images, Judge, table
+from judge import COLUMNS, DIGITS, Figures, Images, Judge, spread, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -26,6 +26,22 @@ MODELS = {
     "cmt": "mid-trained, where the rest start",
     "mean-flow-teacher": "mean flow, the teacher's velocity",
     "mean-flow-data": "mean flow, e − x",
+    "imf": "iMF: mean flow along u(z, t, t)",
+    "hybrid": "hybrid: e − x along the teacher's velocity",
+    "scm": "sCM: mean flow at r = 0, normalised",
+    "tim": "TiM: mean flow, weighed by tan t − tan r",
+    "temf": "TEMF: mean flow, short intervals weighed more",
+    "modular": "Modular: mean flow, a gradient through du/dt",
+    "soflow": "SoFlow: a leg of v, then u's map",
+    "alphaflow": "AlphaFlow: the same, from the whole interval on",
+    "emf": "EMF: the same, a leg of 0.05",
+    "consistency": "consistency distillation: the same at r = 0",
+    "self-split": "SplitMeanFlow: two legs of u's map",
+    "shortcut": "shortcut: two halves, averaged weights",
+    "arrival": "arrival: the teacher's velocity where u arrives",
+    "freeflow": "FreeFlow: the same from noise alone",
+    "lagrangian": "LMD: the same, a gradient through du/dr",
+    "tvm": "TVM: that, averaged weights",
     "drifting-two-sided-token": "drifting, two-sided, per token",
     "drifting-two-sided-latent": "drifting, two-sided, whole latent",
     "drifting-token-token": "drifting, token field, per token",
@@ -38,11 +54,15 @@ MODELS = {
     "drifting-then-frechet": "drifting, then Fréchet (mean token)",
 }
 IMAGES = 2000
+_PIXELS = "pixels_distance_to_train"
 
 
-def draw(model: Path, judge: Judge, seed: int) -> Images:
+MORE_STEPS = (2, 4)
+
+
+def draw(model: Path, judge: Judge, seed: int, nfe: int | None = None) -> Images:
     file = open_generator(model)
-    sampler = sampler_of(file.network, SampleSettings(), file.description.time_shift)
+    sampler = sampler_of(file.network, SampleSettings(nfe=nfe), file.description.time_shift)
     found = []
     for part in torch.arange(IMAGES).split(250):
         noise = Draws(seed, "sample", part.tolist()).normal("noise", file.latent_shape)
@@ -51,26 +71,29 @@ def draw(model: Path, judge: Judge, seed: int) -> Images:
     return torch.cat(found), torch.arange(IMAGES) % file.num_classes
 
 
-def measure(folder: Path, judge: Judge, model: str) -> Figures:
-    """The figures of a model, kept beside it."""
-    kept = folder / f"{model}.figures.json"
+def measure(folder: Path, judge: Judge, model: str, nfe: int | None = None) -> Figures:
+    """The figures of a model, kept beside it. :param nfe: None is one step of a student, 50 of a teacher."""
+    kept = folder / f"{model}.figures{f'-{nfe}' if nfe else ''}.json"
     if not kept.exists():
         noise = 1000 + int(folder.name.removeprefix("seed-"))
-        write_text(kept, json.dumps(judge.figures(draw(folder / f"{model}.safetensors", judge, noise))))
+        write_text(kept, json.dumps(judge.figures(draw(folder / f"{model}.safetensors", judge, noise, nfe))))
     return json.loads(kept.read_text())
 
 
 def main(out: Path) -> None:
     folders = sorted(out.glob("seed-*"))
-    judges = [Judge(folder / "rae.safetensors", DIGITS) for folder in folders]
-    figures = {
-        model: [measure(folder, judge, model) for folder, judge in zip(folders, judges, strict=True)]
-        for model in MODELS
-    }
+    runs = [(folder, Judge(folder / "rae.safetensors", DIGITS)) for folder in folders]
+    figures = {model: [measure(folder, judge, model) for folder, judge in runs] for model in MODELS}
     steps = {name: out / f"steps-{model}" for model, name in MODELS.items()}
-    shown = {name: path.read_text().strip() if path.exists() else "" for name, path in steps.items()}
+    columns = {"steps": {name: path.read_text().strip() if path.exists() else "" for name, path in steps.items()}}
+    for nfe in MORE_STEPS:
+        columns[f"pixels, {nfe} evaluations"] = {
+            name: spread([measure(folder, judge, model, nfe)[_PIXELS] for folder, judge in runs], "{:.4f}")
+            for model, name in MODELS.items()
+            if model != "teacher"
+        }
     heading = f"{len(folders)} seeds, {IMAGES:,} images each"
-    lines = table(heading, {name: figures[model] for model, name in MODELS.items()}, {"steps": shown})
+    lines = table(heading, {name: figures[model] for model, name in MODELS.items()}, columns)
     (out / "table.md").write_text(lines)
     _picture(out / "objectives.png", figures)
     print(lines, end="")
@@ -78,9 +101,9 @@ def main(out: Path) -> None:
 
 def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
     """Both distances of every model, in the order of the pixels'."""
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    figure = Figure(figsize=(11, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    order = sorted(MODELS, key=lambda model: -mean(found["pixels_distance_to_train"] for found in figures[model]))
+    order = sorted(MODELS, key=lambda model: -mean(found[_PIXELS] for found in figures[model]))
     for axes, key in zip(figure.subplots(1, 2, sharey=True), list(COLUMNS)[:2], strict=True):
         values = [[found[key] for found in figures[model]] for model in order]
         spread = [stdev(some) if len(some) > 1 else 0 for some in values]

@@ -53,12 +53,27 @@ drifting() {
     done
 }
 
+by_teacher() {
+    local objective
+    for objective in "$@"; do
+        train "$objective" "$budget" mfkit distill --teacher teacher.safetensors --init cmt.safetensors \
+            --objective "$objective"
+    done
+}
+
+flow_maps() { by_teacher imf hybrid scm tim temf modular consistency self-split; }
+
+more_flow_maps() {
+    by_teacher soflow alphaflow emf shortcut arrival freeflow lagrangian tvm
+}
+
 mkdir -p "$out"
 cd "$out"
 for seed in "${seeds[@]}"; do
     [ -e "seed-$seed/report.json" ] || "$recipes/digits.sh" "seed-$seed" "$seed" >/dev/null
     cd "seed-$seed"
     side_by_side mean_flow_and_frechet drifting
+    side_by_side flow_maps more_flow_maps
     cd ..
 done
 python "$recipes/objectives.py" .

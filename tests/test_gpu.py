@@ -53,7 +53,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(method: str) -> None:
         network = perturbed(AverageVelocityDiT(SMALL)).to(device, dtype)
         z, r, t, y = (value.to(device) for value in inputs(SMALL))
         z, r, t = z.to(dtype), r.to(dtype), t.to(dtype)
-        points = Points(z, r, t, y, -z, torch.arange(len(z), device=device), torch.zeros(len(z), device=device))
+        points = Points(z, r, t, y, -z, torch.arange(len(z), device=device), *torch.zeros(2, len(z), device=device))
         objective = MeanFlow(derivative=method, finite_difference_step=0.05, norm_p=0.5)
         with matmul_precision("float32", device):
             loss = objective.loss(Models(network, network), points).value

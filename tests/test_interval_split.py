@@ -17,7 +17,8 @@ from mfkit.flow.objectives.mean_flow import MeanFlow
 
 def points(progress: float = 0.0) -> Points:
     z, r, t, y = rows()
-    return Points(z, r, t, y, A * z, (r < t).nonzero().squeeze(1), torch.full((len(z),), progress))
+    inner = (r < t).nonzero().squeeze(1)
+    return Points(z, r, t, y, A * z, inner, torch.full((len(z),), progress), torch.rand(len(z)))
 
 
 def of_share(share: float) -> IntervalSplit:

@@ -118,7 +118,7 @@ def test_no_difference_quotient_of_nothing_over_nothing() -> None:
 
 
 def points_of(z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Points:
-    return Points(z, r, t, y, v, (r < t).nonzero().squeeze(1), torch.zeros(len(z)))
+    return Points(z, r, t, y, v, (r < t).nonzero().squeeze(1), torch.zeros(len(z)), torch.zeros(len(z)))
 
 
 def mean_flow_loss(u, *points: Tensor, method: str = "jvp", **settings: float) -> Loss:
@@ -212,7 +212,7 @@ def test_mean_flow_is_what_the_released_code_computes() -> None:
 
     def ours() -> Tensor:
         objective = MeanFlow(derivative="central", finite_difference_step=step, norm_p=power)
-        points = Points(z, r, t, y, v, torch.tensor([1, 5, 5]), torch.zeros(8))
+        points = Points(z, r, t, y, v, torch.tensor([1, 5, 5]), torch.zeros(8), torch.zeros(8))
         return objective.loss(Models(network, network), points).value
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]

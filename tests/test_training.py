@@ -308,7 +308,7 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     )
     command = (
         f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors --steps 4 --batch-size 16 "
-        "--micro-batch 4 --log-every 1 --save-every 2 -o OUT.safetensors"
+        "--micro-batch 4 --log-every 1 --save-every 2 --derivative jvp -o OUT.safetensors"
     )
     launch = "torchrun --standalone --nproc_per_node 2 split.py {} " + command.replace("OUT", "split")
     assert shell(launch.format(3), tmp_path).returncode != 0

@@ -32,8 +32,10 @@ class BenchSettings(Settings):
     rounds: int = setting(5, "Steps to time, after the first, which are not.", metavar="N", min=1)
     precision: PrecisionName = setting("float32", "Precision of matrix products.")
     objective: str | None = setting(
-        None, "Loss of a training, or whose reading `loader` measures.  [default: the stage's first]",
-        choices=list(OBJECTIVES),
+        None,
+        "Loss of a training, as its command's help lists them, or whose reading `loader` measures.  [default: the "
+        "stage's first]",
+        metavar="NAME", choices=list(OBJECTIVES),
     )  # fmt: skip
     compile: bool = setting(False, "Compile the blocks of a training's networks.")
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass of a training.")

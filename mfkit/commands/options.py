@@ -230,6 +230,8 @@ def _about(kind: type[Objective], stage: Stage) -> str:
         kind.summary,
         f"reads {reads}{' by class' if objective.class_group else ''}",
         f"{objective.forward_passes(stage):g} forward passes a row",
+        *([f"a case of {kind.variant_of}"] if kind.variant_of else []),
+        *(["experimental"] if kind.experimental else []),
     ]
     return "; ".join(parts)
 

@@ -49,6 +49,12 @@ def plan(
         DTypeName | None,
         typer.Option(help="Number format of latents and trajectories.  [default: the preset's]"),
     ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Objective of the stages that offer it, in the place of their default; repeatable.", metavar="NAME"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> str:
     """Plan the cost of a whole recipe.
@@ -62,12 +68,12 @@ def plan(
 
     cost = recipe_cost(
         preset, images=images, mirror=mirror, trajectories=trajectories, solver_steps=solver_steps, dtype=dtype,
-        rates=measured_rates(bench) if bench else {}, rate=rate,
+        rates=measured_rates(bench) if bench else {}, rate=rate, objectives=objective or (),
     )  # fmt: skip
-    return json.dumps(cost, indent=2) if as_json else _text(cost)
+    return json.dumps(cost, indent=2) if as_json else _text(cost, objective or [])
 
 
-def _text(cost: dict[str, Any]) -> str:
+def _text(cost: dict[str, Any], objectives: list[str]) -> str:
     paper = cost.get("paper", {})
     lines = [
         f"{cost['preset']}: {cost['views']:,} views of {cost['images']:,} images, "
@@ -78,10 +84,12 @@ def _text(cost: dict[str, Any]) -> str:
     short = cost["drifting"]
     rows = {**cost["stages"], "total": cost["total"], "drifting**": short["stage"], "total with it": short["total"]}
     for name, stage in rows.items():
+        named = f" {stage['objective']}" if name in cost["stages"] and stage.get("objective") in objectives else ""
         one = stage.get("flops_per_step", stage.get("flops_per_sample"))
         lines.append(
             _row(
-                name, f"{stage['steps']:,}" if "steps" in stage else "", str(stage.get("samples_per_step", "")),
+                name + named,
+                f"{stage['steps']:,}" if "steps" in stage else "", str(stage.get("samples_per_step", "")),
                 f"{one:.3g}" if one else "",
                 f"{stage['bytes_read_per_step'] / 1e9:.3g}" if "bytes_read_per_step" in stage else "",
                 f"{stage['flops']:.3g}",
@@ -103,4 +111,4 @@ def _text(cost: dict[str, Any]) -> str:
 
 
 def _row(name: str, *cells: str) -> str:
-    return f"{name:<16}" + "".join(f"{cell:>12}" for cell in cells)
+    return f"{name:<24}" + "".join(f"{cell:>12}" for cell in cells)

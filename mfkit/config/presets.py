@@ -279,6 +279,7 @@ def resolve_training(
         settings = replace(settings, class_dropout=0.0)
     objective = resolve(kind, stage, preset, flags, objective=kind.name)
     try:
+        objective.check_stage(stage)
         objective.check_batch(settings.batch_size)
         return settings, objective.resolved(settings.precision)
     except ValueError as error:

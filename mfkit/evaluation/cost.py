@@ -1,6 +1,6 @@
 """flops and plan: what one image costs, and what a whole recipe costs before it is begun."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from mfkit.autoencoders.rae import RAEConfig, rae_outline
 from mfkit.config.presets import DECODER_SIZES, PRESETS, PresetName, Published, resolve, resolve_training
 from mfkit.config.settings import AutoencoderSettings, DTypeName, EncodeSettings, TrajectorySettings
 from mfkit.data.codecs import DTYPES
-from mfkit.errors import InputError
+from mfkit.errors import InputError, UsageError
 from mfkit.evaluation.flops import RULES, Flops, decoder_flops, encoder_flops, generator_flops, vanilla_flops
-from mfkit.flow.objectives import OBJECTIVES, Stage
+from mfkit.flow.objectives import OBJECTIVES, Stage, objectives_of
 from mfkit.flow.solvers import SOLVERS
 from mfkit.models.architectures import architecture_of
 from mfkit.models.files import open_generator
@@ -45,6 +45,7 @@ def preset_flops(preset: PresetName) -> dict[str, Any]:
 def recipe_cost(
     preset: PresetName, *, images: int | None, mirror: bool | None, trajectories: int | None,
     solver_steps: int | None, dtype: DTypeName | None, rates: Mapping[str, float], rate: float,
+    objectives: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """What the stages of a preset's recipe cost: operations, bytes on disk, and GPU-days.
 
@@ -53,9 +54,10 @@ def recipe_cost(
 
     :param images: number of training images; None for the recipe's. Likewise ``mirror`` and ``trajectories``.
     :param solver_steps: of the trajectories; None for the preset's. Likewise ``dtype``, of latents and trajectories.
+    :param objectives: of the stages that offer them; the defaults elsewhere.
     :param rates: what a device achieved in each stage, in 10^12 operations per second; ``rate`` where none is given.
     """
-    recipe = PRESETS[preset]
+    recipe, chosen = PRESETS[preset], _chosen(objectives)
     images = images or recipe.images
     views = images * (1 + (recipe.mirror if mirror is None else mirror))
     count = trajectories or recipe.trajectories
@@ -70,14 +72,15 @@ def recipe_cost(
     }
     stages: dict[str, dict[str, Any]] = {
         "encode": _inference(views, encoder) | {"bytes": views * sizes["latents"]},
-        "train-teacher": _training("train-teacher", preset, one, sizes),
+        "train-teacher": _training("train-teacher", preset, one, sizes, chosen["train-teacher"]),
         "trajectories": _inference(count, SOLVERS[solved.solver].evaluations(solved.solver_steps) * one)
         | {"bytes": count * sizes["trajectories"]},
-        **{stage: _training(stage, preset, one, sizes) for stage in _TRAININGS[1:]},
+        **{stage: _training(stage, preset, one, sizes, chosen[stage]) for stage in _TRAININGS[1:]},
     }
     drifting = _training("bootstrap", preset, one, sizes, _SHORT)
     for name, stage in (stages | {f"bootstrap {_SHORT}": drifting}).items():
-        stage["teraflops_per_second"] = rates.get(name, rate)
+        other = chosen.get(name)
+        stage["teraflops_per_second"] = rates.get(f"{name} {other}" if other else name, rate)
         stage["gpu_days"] = stage["flops"] / (stage["teraflops_per_second"] * 1e12) / _DAY
     result: dict[str, Any] = {
         "preset": preset,
@@ -90,8 +93,22 @@ def recipe_cost(
         _SHORT: {"stage": drifting, "total": _total({**_before(stages), _SHORT: drifting})},
     }
     if recipe.published:
-        result["paper"] = {stage: _published(spent, one) for stage, spent in recipe.published.items()}
+        own = {stage: spent for stage, spent in recipe.published.items() if not chosen.get(stage)}
+        result["paper"] = {stage: _published(spent, one) for stage, spent in own.items()}
     return result
+
+
+def _chosen(objectives: Sequence[str]) -> dict[str, str | None]:
+    """The objective of each training, None for its default.
+
+    :raises UsageError: no training, or only another one, offers an objective.
+    """
+    chosen: dict[str, str | None] = {
+        stage: next((name for name in objectives if name in objectives_of(stage)), None) for stage in _TRAININGS
+    }
+    if unused := set(objectives) - set(chosen.values()):
+        raise UsageError(f"--objective {', '.join(sorted(unused))}: no stage of the recipe is left for it")
+    return chosen
 
 
 def measured_rates(path: Path) -> dict[str, float]:
@@ -134,11 +151,12 @@ def _training(
     per_step = settings.batch_size * passes * one
     samples = settings.batch_size // loss.rows_per_sample * max(1, loss.class_group)
     return {
+        "objective": loss.name,
         "steps": settings.steps,
         "samples_per_step": settings.batch_size,
         "forward_passes_per_sample": passes,
         "flops_per_step": per_step,
-        "bytes_read_per_step": samples * sizes[loss.reads] if loss.reads else 0,
+        "bytes_read_per_step": samples * sizes[loss.reads] if loss.reads and loss.needs_latents else 0,
         "flops": settings.steps * per_step,
     }
 

@@ -30,14 +30,22 @@ def central_difference(step: float) -> Derivative:
     def estimate(u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         import torch
 
-        later, earlier = (t + step).clamp(max=1), torch.maximum(t - step, r)
-        width = (later - earlier).clamp(min=torch.finfo(t.dtype).tiny)  # zero where r = t = 1
+        (z_ahead, later), (z_behind, earlier), width = neighbours(step, z, r, t, v)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            ahead = u(z + expand_to(later - t, z) * v, r, later, y)
-            behind = u(z - expand_to(t - earlier, z) * v, r, earlier, y)
-        return (ahead - behind) / expand_to(width, z)
+            return (u(z_ahead, r, later, y) - u(z_behind, r, earlier, y)) / expand_to(width, z)
 
     return estimate
+
+
+def neighbours(
+    step: float, z: Tensor, r: Tensor, t: Tensor, v: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """The points (z, t) ahead and behind between which the central difference is taken, and their distance in t."""
+    import torch
+
+    later, earlier = (t + step).clamp(max=1), torch.maximum(t - step, r)
+    width = (later - earlier).clamp(min=torch.finfo(t.dtype).tiny)  # zero where r = t = 1
+    return (z + expand_to(later - t, z) * v, later), (z - expand_to(t - earlier, z) * v, earlier), width
 
 
 def jvp(u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:

@@ -235,6 +235,7 @@ def train_generator(
             begin=partial(begin, stage, network, models, objective, settings, shift, class_indices(data, classes))
             if objective.samples_at_start
             else None,
+            after_step=partial(objective.after_step, models),
             resume_key=asdict(network.config) | chosen | digests,
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
         )  # fmt: skip

@@ -91,6 +91,8 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         micro_batches = list(islice(batches, sharding.accumulation))
         recent.append((done, micro_batches))
         norm, rate = train_state.step(step, micro_batches, task.loss, meter.add, pieces)
+        if task.after_step:
+            task.after_step()
         meter.end_step(norm)
         regular = done == settings.steps or done % settings.save_every == 0
         status.after_step(done, meter.sums)

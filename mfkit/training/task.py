@@ -43,6 +43,8 @@ class Task:
     """Tensors that the loss keeps between steps and changes in place; they are in the checkpoint."""
     begin: Callable[[], None] | None = None
     """Fills ``state`` where the run begins; the network is on its device."""
+    after_step: Callable[[], None] | None = None
+    """Changes ``state`` after a step of the optimiser."""
     draw_grid: Callable[[int], None] | None = None
     """Draws a sample grid after so many steps; the network holds its EMA meanwhile."""
     suffix: str = ""

@@ -1,20 +1,42 @@
 """The shelf of objectives: one file each, and one line in the table below."""
 
+from mfkit.flow.objectives.arrival import TVM, Arrival, FreeFlow, Lagrangian
 from mfkit.flow.objectives.base import Objective, Stage
 from mfkit.flow.objectives.cmt import CMT
+from mfkit.flow.objectives.ctm import CTM
 from mfkit.flow.objectives.drifting import Drifting
 from mfkit.flow.objectives.flow_matching import FlowMatching
 from mfkit.flow.objectives.frechet import Frechet
-from mfkit.flow.objectives.interval_split import IntervalSplit
-from mfkit.flow.objectives.mean_flow import MeanFlow
+from mfkit.flow.objectives.interval_split import EMF, AlphaFlow, Consistency, IntervalSplit, SoFlow
+from mfkit.flow.objectives.mean_flow import IMF, SCM, TEMF, Hybrid, MeanFlow, Modular, TiM
+from mfkit.flow.objectives.reflow import Reflow
+from mfkit.flow.objectives.self_split import SelfSplit, Shortcut
 
 OBJECTIVES: dict[str, type[Objective]] = {
     kind.name: kind
     for kind in (
         FlowMatching,
+        Reflow,
         CMT,
+        CTM,
         MeanFlow,
+        IMF,
+        Hybrid,
+        SCM,
+        TiM,
+        TEMF,
+        Modular,
         IntervalSplit,
+        SoFlow,
+        AlphaFlow,
+        EMF,
+        Consistency,
+        SelfSplit,
+        Shortcut,
+        Arrival,
+        FreeFlow,
+        Lagrangian,
+        TVM,
         Drifting,
         Frechet,
     )

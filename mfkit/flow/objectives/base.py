@@ -140,6 +140,10 @@ class Objective(Settings):
     """The commands that offer it."""
     reads: ClassVar[DataKind | None] = "latents"
     """None for class indices alone."""
+    variant_of: ClassVar[str | None] = None
+    """The objective that this one is, with other defaults."""
+    experimental: ClassVar[bool] = False
+    """Whether nobody has shown that it works at ImageNet's size."""
     coupling: ClassVar[Coupling] = "none"
     drops_labels: ClassVar[bool] = True
     """Whether some rows may be trained without their label."""
@@ -177,6 +181,9 @@ class Objective(Settings):
         """Samples of the starting network that :meth:`begin` sees."""
         return 0
 
+    def check_stage(self, stage: Stage) -> None:
+        """:raises ValueError: a setting asks for what there is none of in this stage, such as a teacher."""
+
     def check_batch(self, batch_size: int) -> None:
         """:raises ValueError: a step cannot have so many rows."""
 
@@ -189,6 +196,9 @@ class Objective(Settings):
 
         :param batches: together ``samples_at_start`` samples without data, of which each process has its share.
         """
+
+    def after_step(self, models: Models) -> None:
+        """Changes ``models.state`` after a step of the optimiser."""
 
     def losses(self, models: Models, batch: Batch, pieces: int) -> Iterator[Loss]:
         """The loss of a batch in pieces, whose mean it is; there is one, unless the rows are coupled."""
@@ -205,9 +215,18 @@ def mean_squared(error: Tensor) -> Loss:
     return Loss(value, value.detach())
 
 
-def adaptive_mean_squared(error: Tensor, norm_p: float, norm_eps: float) -> Loss:
-    """Mean over rows of ||e||^2 / sg(||e||^2 + eps)^p, ||e||^2 the sum over elements (MeanFlow, arXiv 2505.13447)."""
+def adaptive_mean_squared(
+    error: Tensor, norm_p: float, norm_eps: float, *, weight: Tensor | None = None, share: Tensor | None = None
+) -> Loss:
+    """Mean over rows of w ||e||^2 / p / sg(||e||^2 / p^2 + eps)^norm_p (MeanFlow, arXiv 2505.13447).
+
+    ||e||^2 is the sum over elements.
+
+    :param weight: w, (B,); 1 where there is none.
+    :param share: p, (B,), of the residual that ``error`` is; 1 where there is none. Its gradient is that of e / p.
+    """
     squared = error.square().flatten(1)
     total = squared.sum(1)
-    weight = (total.detach() + norm_eps) ** -norm_p
-    return Loss((weight * total).mean(), squared.mean().detach())
+    scaled = total if share is None else total / share.square()
+    value = (scaled.detach() + norm_eps) ** -norm_p * (total if share is None else total / share)
+    return Loss((value if weight is None else weight * value).mean(), squared.mean().detach())

@@ -44,9 +44,13 @@ class CMT(Objective):
         )
         sample = torch.arange(len(states), device=states.device).repeat_interleave(self.pairs)  # (B * pairs,)
         later, earlier = pick_pair(first, second, states.shape[1], to_data < self.ratio_to_data)
-        z_t, z_r = states[sample, later].float(), states[sample, earlier].float()
-        t, r = times[sample, later], times[sample, earlier]
-        return mean_squared(models.network(z_t, r, t, batch.y[sample]) - (z_t - z_r) / expand_to(t - r, z_t))
+        z, t, r, y = states[sample, later].float(), times[sample, later], times[sample, earlier], batch.y[sample]
+        arrived = self.arrived(models, batch, sample, later, earlier)
+        return mean_squared(models.network(z, r, t, y) - (z - arrived) / expand_to(t - r, z))
+
+    def arrived(self, models: Models, batch: Batch, sample: Tensor, later: Tensor, earlier: Tensor) -> Tensor:
+        """Where the chords end, (B * pairs, C, H, W), by indices of samples and of their states, (B * pairs,) each."""
+        return batch.data["states"][sample, earlier].float()
 
 
 def pick_pair(uniform_a: Tensor, uniform_b: Tensor, states: int, to_data: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,429 @@
+"""The shelf of flow maps, against an exact one: data N(0, S^2) and noise N(0, 1) have the flow X_r = z d(r) / d(t).
+
+d(t)^2 = (1 - t)^2 S^2 + t^2. Its velocity is v = z (t - (1 - t) S^2) / d(t)^2, its average u = (z - X_r) / (t - r).
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import failed
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mfkit.flow.objectives import OBJECTIVES, objectives_of
+from mfkit.flow.objectives.arrival import Arrival
+from mfkit.flow.objectives.base import GRADIENT, Batch, Models
+from mfkit.flow.objectives.cmt import CMT
+from mfkit.flow.objectives.ctm import CTM
+from mfkit.flow.objectives.interval import IntervalObjective, Points
+from mfkit.flow.objectives.interval_split import IntervalSplit
+from mfkit.flow.objectives.mean_flow import MeanFlow
+from mfkit.flow.objectives.self_split import SelfSplit
+from mfkit.flow.random import Draws
+from mfkit.flow.times import expand_to
+from mfkit.models.dit import AverageVelocityDiT, DiTConfig
+from mfkit.models.files import open_generator
+
+S = 0.6
+
+
+def deviation(t: Tensor) -> Tensor:
+    return ((1 - t).square() * S**2 + t.square()).sqrt()
+
+
+def velocity(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return z * expand_to((t - (1 - t) * S**2) / deviation(t).square(), z)
+
+
+def exact(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """u(z, r, t), and its limit v(z, t) where r = t."""
+    same = expand_to((t - r).abs() < 1e-9, z).bool()
+    whole = z * expand_to(1 - deviation(r) / deviation(t), z) / expand_to((t - r).clamp(min=1e-9), z)
+    return torch.where(same, velocity(z, t, y), whole)
+
+
+def wrong(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return 1.2 * exact(z, r, t, y) + 0.1 * expand_to((t - r).sin(), z)
+
+
+def points(progress: float = 1.0) -> Points:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64)
+    r = torch.tensor([0.1, 0.05, 0.5, 0.3, 0.9, 0.2], dtype=torch.float64)
+    t = torch.tensor([0.7, 0.95, 0.5, 0.6, 0.95, 0.6], dtype=torch.float64)
+    y = torch.arange(6)
+    inner = (r < t).nonzero().squeeze(1)
+    whole = torch.full((6,), progress, dtype=torch.float64)
+    return Points(z, r, t, y, velocity(z, t, y), inner, whole, torch.rand(6, generator=generator).double())
+
+
+def objective(name: str, **settings: object) -> IntervalObjective:
+    kind = OBJECTIVES[name]
+    assert issubclass(kind, IntervalObjective)
+    return kind(**settings)
+
+
+def error(loss: IntervalObjective, u=exact, at: Points | None = None) -> float:
+    return float(loss.loss(Models(u, u, velocity), at or points()).mse) ** 0.5
+
+
+NO_STATE = dict(target_ema=0.0)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(MeanFlow(derivative="jvp", tangent=tangent) for tangent in ("velocity", "teacher", "own")),
+        *(objective(name, derivative="jvp") for name in ("imf", "hybrid", "scm", "tim", "temf")),
+        MeanFlow(derivative="jvp", interval_weight="short-first", max_correction=0.5, normalise=0.1),
+        SelfSplit(),
+        objective("shortcut", **NO_STATE),
+    ],
+    ids=lambda loss: f"{loss.name}",
+)
+def test_the_exact_average_velocity_has_no_loss(loss: IntervalObjective) -> None:
+    assert error(loss) < 1e-12 and error(loss, wrong) > 1e-2
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("loss", "setting", "order"),
+    [
+        (MeanFlow(derivative="central"), "finite_difference_step", 2),
+        (objective("modular"), "finite_difference_step", 2),
+        (IntervalSplit(), "final_first_leg", 2),
+        (objective("soflow"), "final_first_leg", 2),
+        (objective("alphaflow"), "final_first_leg", 2),
+        (objective("emf", first_leg=0.002), "final_first_leg", 2),
+        (objective("consistency"), "final_first_leg", 2),
+        (Arrival(), "arrival_step", 2),
+        (objective("lagrangian"), "arrival_step", 2),
+        (objective("tvm", **NO_STATE), "arrival_step", 2),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_its_loss_vanishes_at_the_stated_order(loss: IntervalObjective, setting: str, order: int) -> None:
+    errors = [error(replace(loss, **{setting: step})) for step in (4e-3, 2e-3)]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1) and errors[1] < 1e-3 < error(loss, wrong)
+
+
+class Scaled(nn.Module):
+    """w u(z, r, t), and how many rows it was asked for, with and without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.1, dtype=torch.float64))
+        self.passes = 0
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.passes += len(z) * (GRADIENT if torch.is_grad_enabled() else 1)
+        return self.w * wrong(z, r, t, y)
+
+
+INTERVAL = [kind for kind in OBJECTIVES.values() if issubclass(kind, IntervalObjective)]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", INTERVAL, ids=lambda kind: kind.name)
+def test_no_gradient_reaches_a_target(kind: type[IntervalObjective]) -> None:
+    """Targets are taken with the unwrapped network, here another one: its parameter gets none."""
+    own, target = Scaled(), Scaled()
+    loss = kind()
+    state = {"w": torch.tensor(0.9, dtype=torch.float64)} if getattr(loss, "target_ema", 0) else {}
+    loss.loss(Models(own, target, velocity, state), points()).value.backward()
+    assert own.w.grad is not None and own.w.grad.abs() > 1e-6 and target.w.grad is None
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("stage", ["distill", "bootstrap"])
+@pytest.mark.parametrize("kind", INTERVAL, ids=lambda kind: kind.name)
+def test_forward_passes_are_as_many_as_said(kind: type[IntervalObjective], stage: str) -> None:
+    if stage not in kind.stages:
+        pytest.skip("not of this stage")
+    loss = kind(derivative="central") if issubclass(kind, MeanFlow) else kind()
+    network, asked = Scaled(), 0
+
+    def counted(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        nonlocal asked
+        asked += len(z)
+        return velocity(z, t, y)
+
+    state = {"w": torch.tensor(0.9, dtype=torch.float64)} if getattr(loss, "target_ema", 0) else {}
+    rows = 16
+    draws = Draws(0, stage, range(rows))
+    batch = Batch(
+        {"latent": torch.randn(rows, 2, 2, 2).double()}, torch.zeros(rows, dtype=torch.long), range(rows),
+        torch.full((rows,), 0.5), draws, 1.0, (2, 2, 2),
+    )  # fmt: skip
+    loss(Models(network, network, counted if stage == "distill" else None, state), batch)
+    assert (network.passes + asked) / rows == pytest.approx(loss.forward_passes(stage))
+
+
+def gradient(loss: IntervalObjective, at: Points) -> float:
+    network = Scaled()
+    loss.loss(Models(network, network, velocity), at).value.backward()
+    assert network.w.grad is not None
+    return network.w.grad.item()
+
+
+def by_hand(formula) -> float:
+    """The gradient of a loss as a paper writes it: formula(u with its gradient, sg u)."""
+    network = Scaled()
+    with torch.enable_grad():
+        formula(network).backward()
+    assert network.w.grad is not None
+    return network.w.grad.item()
+
+
+@pytest.mark.fast
+def test_soflow_as_published_is_the_split_up_to_a_half() -> None:
+    """-mean(u . sg(delta w)) with delta = (f_t - f_l) / (t - l), w = 1 / (mean delta^2 + 0.01)."""
+    p, share = points(), 0.05
+    inner = p.take(p.longer)
+
+    def published(network: Scaled) -> Tensor:
+        z, r, t, y = inner.z, inner.r, inner.t, inner.y
+        between = t - share * (t - r)
+        moved = z - expand_to(t - between, z) * inner.v
+        u = network(z, r, t, y)
+        with torch.no_grad():
+            f_t = z - expand_to(t - r, z) * u
+            f_l = moved - expand_to(between - r, z) * network(moved, r, between, y)
+            delta = (f_t - f_l) / expand_to(t - between, z)
+            w = 1 / (delta.square().flatten(1).mean(1) + 0.01)
+        return -(u * delta * expand_to(w, z)).flatten(1).mean(1).mean()
+
+    size = p.z[0].numel()
+    split = IntervalSplit(first_leg=share, final_first_leg=share, norm_p=1.0, norm_eps=0.01 * size)
+    only_inner = Points(*(getattr(inner, name) for name in ("z", "r", "t", "y", "v")), torch.arange(len(inner.z)),
+                        inner.progress, inner.third)  # fmt: skip
+    assert gradient(split, only_inner) == pytest.approx(2 * by_hand(published), rel=1e-9)
+
+
+@pytest.mark.fast
+def test_the_loss_on_v_of_imf_has_the_gradient_of_mean_flow_along_its_own_tangent() -> None:
+    """V = u + (t - r) sg(du/dt along u(z, t, t)) against e - x."""
+    p = points()
+
+    def published(network: Scaled) -> Tensor:
+        with torch.no_grad():
+            tangent = network(p.z, p.t, p.t, p.y)
+            ones = torch.ones_like(p.t)
+            slope = torch.func.jvp(lambda z, t: network(z, p.r, t, p.y), (p.z, p.t), (tangent, ones))[1]
+            slope[p.r == p.t] = 0
+        u = network(p.z, p.r, p.t, p.y)
+        total = (u + expand_to(p.t - p.r, u) * slope - p.v).square().flatten(1).sum(1)
+        return (total / (total.detach() + 0.01)).mean()
+
+    assert gradient(objective("imf", derivative="jvp"), p) == pytest.approx(by_hand(published), rel=1e-9)
+
+
+@pytest.mark.fast
+def test_scm_is_mean_flow_at_r_0_whose_error_is_normalised() -> None:
+    p = points()
+    p = replace(p, r=torch.zeros_like(p.t), longer=torch.arange(6))
+
+    def published(network: Scaled) -> Tensor:
+        with torch.no_grad():
+            ones = torch.ones_like(p.t)
+            u, slope = torch.func.jvp(lambda z, t: network(z, p.r, t, p.y), (p.z, p.t), (p.v, ones))
+            g = u - p.v + expand_to(p.t, u) * slope
+            g = g / expand_to(g.square().flatten(1).mean(1).sqrt() + 0.1, g)
+        return (network(p.z, p.r, p.t, p.y) - u + g).square().flatten(1).sum(1).mean()
+
+    assert gradient(objective("scm", derivative="jvp"), p) == pytest.approx(by_hand(published), rel=1e-9)
+
+
+@pytest.mark.fast
+def test_a_bounded_correction_moves_u_by_the_bound_at_most() -> None:
+    """The gradient with respect to u is twice the bounded difference, where r < t; elsewhere it is the whole one."""
+    p, bound = points(), 0.05
+    shift = torch.zeros_like(p.z, requires_grad=True)
+
+    def u(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return wrong(z, r, t, y) + (shift if torch.is_grad_enabled() else 0)
+
+    loss = MeanFlow(derivative="jvp", norm_p=0.0, max_correction=bound).loss(Models(u, u), p)
+    loss.value.backward()
+    assert shift.grad is not None
+    moved = shift.grad * len(p.z) / 2
+    assert moved[p.r < p.t].abs().max() <= bound + 1e-12
+    assert torch.allclose(moved[p.r == p.t], (wrong(p.z, p.r, p.t, p.y) - p.v)[p.r == p.t])
+
+
+def trajectory_batch(states: int = 6) -> Batch:
+    z = torch.randn(5, 2, 2, 2, dtype=torch.float64)
+    times = torch.linspace(1, 0, states, dtype=torch.float64).expand(5, -1)
+    y = torch.zeros(5, dtype=torch.long)
+    stored = torch.stack([z - expand_to(1 - t, z) * exact(z, t, torch.ones_like(t), y) for t in times.T], 1)
+    draws = Draws(0, "midtrain", range(5))
+    return Batch({"states": stored, "times": times}, y, range(5), torch.zeros(5), draws, 1.0, (2, 2, 2))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("loss", [CMT(pairs=8), CTM(pairs=8)], ids=lambda loss: loss.name)
+def test_losses_on_trajectories_vanish_for_their_flow(loss: CMT) -> None:
+    batch = trajectory_batch()
+    batch.data["states"] = batch.data["states"].float()
+    batch = replace(batch, data={name: value.double() for name, value in batch.data.items()})
+    assert float(loss(Models(exact, exact), batch).mse) < 1e-10
+    assert float(loss(Models(wrong, wrong), batch).mse) > 1e-3
+
+
+@pytest.mark.fast
+def test_every_objective_of_distillation_is_told_where_it_is_a_case_of_another() -> None:
+    for name, kind in objectives_of("distill").items():
+        if kind.variant_of:
+            assert issubclass(kind, OBJECTIVES[kind.variant_of]) and kind() != OBJECTIVES[kind.variant_of]()
+            assert kind.name == name
+
+
+def trained(mfkit, command: str) -> list[float]:
+    done = mfkit(f"{command} --steps 2 --batch-size 16 --log-every 1 -o out.safetensors --overwrite")
+    assert done.code == 0, f"{command}\n{done.err}"
+    return [json.loads(line)["mse"] for line in Path("out.log.jsonl").read_text().splitlines()]
+
+
+def test_each_of_the_shelf_trains_by_one_flag(mfkit, chain: Path) -> None:
+    teacher, student = f"--teacher {chain}/teacher.safetensors", f"--init {chain}/cmt.safetensors"
+    commands = {"distill": f"distill {teacher} {student}", "bootstrap": f"bootstrap {student}"}
+    found = {
+        f"{stage} {name}": trained(mfkit, f"{command} --objective {name}")
+        for stage, command in commands.items()
+        for name, kind in objectives_of(stage).items()
+        if issubclass(kind, IntervalObjective)
+    }
+    found["midtrain ctm"] = trained(mfkit, f"midtrain {chain}/traj {teacher} --objective ctm")
+    found["reflow"] = trained(mfkit, f"train-teacher {chain}/traj --objective reflow")
+    for name, values in found.items():
+        assert len(values) == 2 and all(0 < value < 100 for value in values), name
+
+
+def test_what_has_no_teacher_no_latents_or_too_few_bits_is_refused(mfkit, chain: Path) -> None:
+    bootstrap = f"bootstrap --init {chain}/cmt.safetensors -o x.safetensors"
+    distill = f"distill --teacher {chain}/teacher.safetensors -o x.safetensors"
+    for command, words in (
+        (f"{bootstrap} --objective arrival --free", ("--free learns from a teacher alone",)),
+        (f"{bootstrap} --velocity teacher", ("--velocity teacher: bootstrap has no teacher",)),
+        (f"{bootstrap} --tangent teacher", ("--tangent teacher: bootstrap has no teacher",)),
+        (f"{distill} --objective freeflow --latents {chain}/latents", ("looks at no latents",)),
+        (f"{distill} --objective arrival --precision bf16", ("float32 or tf32",)),
+        (f"{distill} --slope-gradient 0.5 --derivative jvp", ("--slope-gradient", "central difference")),
+        (f"{distill} --objective soflow --first-leg-shrinks 0.5 0.5", ("give A < B",)),
+    ):
+        failed(mfkit(command), 2, *words)
+
+
+def test_the_target_weights_are_the_stated_average(mfkit, chain: Path) -> None:
+    """In each checkpoint, from those of the one before."""
+    command = (
+        f"bootstrap --init {chain}/cmt.safetensors --objective shortcut --target-ema 0.8 --steps 3 --batch-size 8 "
+        "--micro-batch 4 --save-every 1 --keep 3 --learning-rate 1e-2 -o out.safetensors"
+    )
+    kept: dict[int, dict[str, Tensor]] = {}
+    monitor = pytest.MonkeyPatch()
+    from mfkit.training import checkpoint
+
+    save = checkpoint.save
+
+    def saved(output: Path, step: int, *rest, **options) -> None:
+        save(output, step, *rest, **options)
+        kept[step] = load_file(output.with_suffix(f".checkpoint-{step:07d}.safetensors"))
+
+    with monitor.context() as patch:
+        patch.setattr(checkpoint, "save", saved)
+        done = mfkit(command)
+    assert done.code == 0, done.err
+    assert sorted(kept) == [1, 2, 3]
+    names = [name.removeprefix("state.") for name in kept[1] if name.startswith("state.")]
+    assert len(names) > 20
+    for name in names:
+        before, after = kept[1][f"state.{name}"], kept[2][f"state.{name}"]
+        assert torch.allclose(after, 0.8 * before + 0.2 * kept[2][f"model.{name}"], atol=1e-6)
+    assert any((kept[1][f"state.{name}"] != kept[1][f"model.{name}"]).any() for name in names)
+
+
+def late_student() -> AverageVelocityDiT:
+    torch.manual_seed(0)
+    config = DiTConfig(
+        channels=8, side=2, num_classes=3, width=16, depth=3, heads=2, head_width=16, head_depth=1, head_heads=2,
+        late_r=True,
+    )  # fmt: skip
+    network = AverageVelocityDiT(config)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+@pytest.mark.fast
+def test_a_student_with_a_late_r_takes_several_in_one_pass_of_its_encoder() -> None:
+    """The same values; and du/dr is nothing in the encoder, so that its blocks run once."""
+    network, passes = late_student(), []
+    network.blocks[0].register_forward_hook(lambda *a: passes.append("encoder"))
+    network.blocks[-1].register_forward_hook(lambda *a: passes.append("head"))
+    z, t, y = torch.randn(4, 8, 2, 2), torch.rand(4), torch.arange(4)
+    several = [t, t / 2, 0 * t]
+    one_by_one = torch.stack([network(z, r, t, y) for r in several])
+    passes.clear()
+    together = network(z, torch.stack(several), t, y)
+    assert torch.allclose(together, one_by_one, atol=1e-6) and passes == ["encoder", "head", "head", "head"]
+    assert (together[0] - together[2]).abs().max() > 1e-3
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("loss", [Arrival(), SelfSplit(), MeanFlow(tangent="own", derivative="central")])
+def test_losses_by_a_late_r_are_those_of_single_evaluations(loss: IntervalObjective) -> None:
+    p = points()
+    p = replace(p, z=torch.randn(6, 8, 2, 2), r=p.r.float(), t=p.t.float(), y=p.y % 4, progress=p.progress.float(),
+                third=p.third.float(), v=torch.randn(6, 8, 2, 2))  # fmt: skip
+    network = late_student()
+    found = []
+    for late in (True, False):
+        models = Models(network, network if late else lambda *inputs: network(*inputs))
+        network.zero_grad()
+        value = loss.loss(models, p).value
+        value.backward()
+        gradients = torch.cat([w.grad.flatten() for w in network.parameters() if w.grad is not None])
+        found.append((value.item(), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert (found[0][1] - found[1][1]).norm() < 1e-3 * found[1][1].norm()
+
+
+def test_late_r_is_in_the_file_and_starts_as_the_teacher(mfkit, chain: Path) -> None:
+    teacher = f"--teacher {chain}/teacher.safetensors"
+    done = mfkit(
+        f"midtrain {chain}/traj {teacher} --late-r --steps 1 --learning-rate 0 --batch-size 8 -o s.safetensors"
+    )
+    assert done.code == 0, done.err
+    student, of = open_generator(Path("s.safetensors")), open_generator(chain / "teacher.safetensors")
+    assert student.network_config.late_r
+    z, r, t, y = torch.randn(3, *student.latent_shape), torch.rand(3), torch.ones(3), torch.arange(3)
+    assert torch.allclose(student.network(z, r, t, y), of.network(z, t, y), atol=1e-6)
+    trained(mfkit, f"bootstrap --init s.safetensors --latents {chain}/latents --objective imf")
+    failed(mfkit(f"distill {teacher} --init {chain}/cmt.safetensors --late-r -o x.safetensors"), 2, "a student already")
+
+
+@pytest.mark.fast
+def test_the_plan_knows_each_objective(mfkit) -> None:
+    def plan(*names: str) -> dict:
+        chosen = " ".join(f"--objective {name}" for name in names)
+        done = mfkit(f"plan --preset imagenet256 {chosen} --json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)["stages"]
+
+    usual = plan()
+    for name, kind in objectives_of("distill").items():
+        stage = plan(name)["distill"]
+        assert stage["objective"] == name
+        ratio = stage["flops_per_step"] / usual["distill"]["flops_per_step"]
+        passes = OBJECTIVES[name]().forward_passes("distill") / MeanFlow().forward_passes("distill")
+        assert ratio == pytest.approx(passes)
+        assert (stage["bytes_read_per_step"] == 0) == (not kind().needs_latents)
+    both = plan("soflow", "ctm")
+    assert [both[stage]["objective"] for stage in ("midtrain", "distill", "bootstrap")] == ["ctm", "soflow", "soflow"]
+    assert "distill soflow" in mfkit("plan --preset imagenet256 --objective soflow").out
+    failed(mfkit("plan --preset digits --objective nonsense"), 2, "--objective nonsense: no stage")
