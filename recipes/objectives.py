@@ -42,6 +42,7 @@ MODELS = {
     "freeflow": "FreeFlow: the same from noise alone",
     "lagrangian": "LMD: the same, a gradient through du/dr",
     "tvm": "TVM: that, averaged weights",
+    "imm": "IMM: moments from two noise levels",
     "drifting-two-sided-token": "drifting, two-sided, per token",
     "drifting-two-sided-latent": "drifting, two-sided, whole latent",
     "drifting-token-token": "drifting, token field, per token",

@@ -65,6 +65,8 @@ flow_maps() { by_teacher imf hybrid scm tim temf modular consistency self-split;
 
 more_flow_maps() {
     by_teacher soflow alphaflow emf shortcut arrival freeflow lagrangian tvm
+    train imm "$budget" mfkit bootstrap --init cmt.safetensors --objective imm --learning-rate 1e-4 \
+        --final-learning-rate 5e-6
 }
 
 mkdir -p "$out"

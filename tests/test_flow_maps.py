@@ -18,6 +18,7 @@ from mfkit.flow.objectives.arrival import Arrival
 from mfkit.flow.objectives.base import GRADIENT, Batch, Models
 from mfkit.flow.objectives.cmt import CMT
 from mfkit.flow.objectives.ctm import CTM
+from mfkit.flow.objectives.imm import IMM
 from mfkit.flow.objectives.interval import IntervalObjective, Points
 from mfkit.flow.objectives.interval_split import IntervalSplit
 from mfkit.flow.objectives.mean_flow import MeanFlow
@@ -274,6 +275,20 @@ def test_losses_on_trajectories_vanish_for_their_flow(loss: CMT) -> None:
     assert float(loss(Models(wrong, wrong), batch).mse) > 1e-3
 
 
+def test_two_equal_groups_have_the_same_moments() -> None:
+    """Of one particle, whose map is exact for a single image, so that a = b: the least loss there is."""
+    x = torch.randn(1, 1, 2, 2, 2).expand(6, 1, -1, -1, -1)
+    draws = Draws(0, "bootstrap", range(6))
+    batch = Batch({"latent": x}, torch.zeros(6, dtype=torch.long), range(6), torch.zeros(6), draws, 1.0, (2, 2, 2))
+
+    def straight(z: Tensor, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return (z - x[0]) / expand_to(t, z)
+
+    same = IMM(particles=1)(Models(straight, straight), batch)
+    other = IMM(particles=1)(Models(lambda *a: 1.5 * straight(*a), straight), batch)
+    assert float(same.mse) < 1e-6 and abs(float(same.value)) < 1e-3 < float(other.value)
+
+
 @pytest.mark.fast
 def test_every_objective_of_distillation_is_told_where_it_is_a_case_of_another() -> None:
     for name, kind in objectives_of("distill").items():
@@ -295,7 +310,7 @@ def test_each_of_the_shelf_trains_by_one_flag(mfkit, chain: Path) -> None:
         f"{stage} {name}": trained(mfkit, f"{command} --objective {name}")
         for stage, command in commands.items()
         for name, kind in objectives_of(stage).items()
-        if issubclass(kind, IntervalObjective)
+        if issubclass(kind, (IntervalObjective, IMM))
     }
     found["midtrain ctm"] = trained(mfkit, f"midtrain {chain}/traj {teacher} --objective ctm")
     found["reflow"] = trained(mfkit, f"train-teacher {chain}/traj --objective reflow")
@@ -313,6 +328,7 @@ def test_what_has_no_teacher_no_latents_or_too_few_bits_is_refused(mfkit, chain:
         (f"{distill} --objective freeflow --latents {chain}/latents", ("looks at no latents",)),
         (f"{distill} --objective arrival --precision bf16", ("float32 or tf32",)),
         (f"{distill} --slope-gradient 0.5 --derivative jvp", ("--slope-gradient", "central difference")),
+        (f"{bootstrap} --objective imm --batch-size 18", ("does not divide by the 4",)),
         (f"{distill} --objective soflow --first-leg-shrinks 0.5 0.5", ("give A < B",)),
     ):
         failed(mfkit(command), 2, *words)

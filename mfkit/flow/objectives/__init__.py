@@ -7,6 +7,7 @@ from mfkit.flow.objectives.ctm import CTM
 from mfkit.flow.objectives.drifting import Drifting
 from mfkit.flow.objectives.flow_matching import FlowMatching
 from mfkit.flow.objectives.frechet import Frechet
+from mfkit.flow.objectives.imm import IMM
 from mfkit.flow.objectives.interval_split import EMF, AlphaFlow, Consistency, IntervalSplit, SoFlow
 from mfkit.flow.objectives.mean_flow import IMF, SCM, TEMF, Hybrid, MeanFlow, Modular, TiM
 from mfkit.flow.objectives.reflow import Reflow
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         FreeFlow,
         Lagrangian,
         TVM,
+        IMM,
         Drifting,
         Frechet,
     )
