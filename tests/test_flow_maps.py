@@ -427,7 +427,7 @@ def test_late_r_is_in_the_file_and_starts_as_the_teacher(mfkit, chain: Path) -> 
 def test_the_plan_knows_each_objective(mfkit) -> None:
     def plan(*names: str) -> dict:
         chosen = " ".join(f"--objective {name}" for name in names)
-        done = mfkit(f"plan --preset imagenet256 {chosen} --json")
+        done = mfkit(f"plan --preset digits {chosen} --json")
         assert done.code == 0, done.err
         return json.loads(done.out)["stages"]
 
@@ -441,5 +441,5 @@ def test_the_plan_knows_each_objective(mfkit) -> None:
         assert (stage["bytes_read_per_step"] == 0) == (not kind().needs_latents)
     both = plan("soflow", "ctm")
     assert [both[stage]["objective"] for stage in ("midtrain", "distill", "bootstrap")] == ["ctm", "soflow", "soflow"]
-    assert "distill soflow" in mfkit("plan --preset imagenet256 --objective soflow").out
+    assert "distill soflow" in mfkit("plan --preset digits --objective soflow").out
     failed(mfkit("plan --preset digits --objective nonsense"), 2, "--objective nonsense: no stage")
