@@ -227,6 +227,8 @@ def adaptive_mean_squared(
     """
     squared = error.square().flatten(1)
     total = squared.sum(1)
-    scaled = total if share is None else total / share.square()
-    value = (scaled.detach() + norm_eps) ** -norm_p * (total if share is None else total / share)
-    return Loss((value if weight is None else weight * value).mean(), squared.mean().detach())
+    if share is None:
+        adaptive = (total.detach() + norm_eps) ** -norm_p
+    else:
+        adaptive = (total.detach() / share.square() + norm_eps) ** -norm_p / share
+    return Loss(((adaptive if weight is None else weight * adaptive) * total).mean(), squared.mean().detach())

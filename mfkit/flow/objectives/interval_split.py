@@ -77,7 +77,7 @@ class IntervalSplit(IntervalObjective):
         import torch
 
         p, inner = points, points.take(points.longer)
-        share = self.share(inner.progress, inner.t - inner.r)
+        share = self.share(p.progress, p.t - p.r)[p.longer]
         gone = share * (inner.t - inner.r)
         with torch.no_grad():
             rest = models.unwrapped(inner.z - expand_to(gone, inner.z) * inner.v, inner.r, inner.t - gone, inner.y)
