@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class TimesFile:
     """Digest of the generator that it was made for."""
 
     def __post_init__(self) -> None:
-        descending = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
+        descending = all(a > b for a, b in pairwise(self.times))
         if len(self.times) < 2 or (self.times[0], self.times[-1]) != (1, 0) or not descending:
             raise ValueError("its times do not descend from 1 to 0")
 
@@ -61,7 +62,7 @@ def write_times(
             path = cheapest_path(costs, steps)
         except ValueError as error:
             raise UsageError(f"--steps: {error}") from error
-        total = float(sum(costs[i, j] for i, j in zip(path, path[1:], strict=False)))
+        total = float(sum(costs[i, j] for i, j in pairwise(path)))
         found = {"times": [float(times[i]) for i in path], "cost": total, "model": model.artifact.digest}
         with atomic_write(output) as partial:
             partial.write_text(json.dumps(found, indent=2) + "\n")
