@@ -443,3 +443,27 @@ def test_the_plan_knows_each_objective(mfkit) -> None:
     assert [both[stage]["objective"] for stage in ("midtrain", "distill", "bootstrap")] == ["ctm", "soflow", "soflow"]
     assert "distill soflow" in mfkit("plan --preset digits --objective soflow").out
     failed(mfkit("plan --preset digits --objective nonsense"), 2, "--objective nonsense: no stage")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+@pytest.mark.parametrize("kind", INTERVAL, ids=lambda kind: kind.name)
+def test_batches_of_one_kind_of_rows(kind: type[IntervalObjective], ratio: float) -> None:
+    """All with r = t, or none, as a micro-batch of one row is: the network then sees no rows of the other kind."""
+    network = late_student()
+    network.late_r = False
+    draws = Draws(0, "distill", range(2))
+    y = torch.zeros(2, dtype=torch.long)
+    batch = Batch({"latent": torch.randn(2, 8, 2, 2)}, y, range(2), torch.zeros(2), draws, 1.0, (8, 2, 2))
+
+    def teacher(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(z, t, t, y)
+
+    models = Models(network, network, teacher)
+    objective = kind(ratio_r_equals_t=ratio)
+    if issubclass(kind, MeanFlow):
+        objective = replace(objective, derivative="central")
+    loss = objective(replace(models, state=objective.initial_state(models)), batch)
+    loss.value.backward()
+    assert loss.value.isfinite() and all(w.grad is None or w.grad.isfinite().all() for w in network.parameters())
