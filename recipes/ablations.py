@@ -56,7 +56,9 @@ QUESTIONS = {
     "teachers": Question(
         "2. MFD, MFT, MFD then MFT, by the strength of the teacher",
         {
-            f"ablations/{model}-{share}": f"{name}, teacher of 1/{share} of the steps"
+            f"ablations/{model}-{share}" if share > 1 or model.startswith("m") else model: (
+                f"{name}, teacher of 1/{share} of the steps"
+            )
             for share in (8, 2, 1)
             for model, name in {
                 "teacher": "teacher, 50 steps",
@@ -101,9 +103,9 @@ QUESTIONS = {
         {
             "ablations/teacher-d": "teacher, without",
             "ablations/cmt-d": "without",
-            "ablations/guided-1.5": "W = 1.5",
-            "ablations/guided-2.5": "W = 2.5",
-            "ablations/guided-2.5-inside": "W = 2.5 in [0.1, 0.9]",
+            "ablations/cmt-guided-1.5": "W = 1.5",
+            "ablations/cmt-guided-2.5": "W = 2.5",
+            "ablations/cmt-guided-2.5-inside": "W = 2.5 in [0.1, 0.9]",
         },
     ),  # fmt: skip
 }

@@ -3,7 +3,7 @@
 #
 #   recipes/ablations.sh [OUT]            default: runs/objectives, whose runs of digits.sh are taken
 #
-# SEEDS: "0 1 2". Run it again after an interruption: what is finished is kept.
+# SEEDS: "0 1 2". Run it again after an interruption: what is finished is kept. STEPS, TRAJECTORIES shorten it.
 # OUT/ablations.md and OUT/ablation-*.png are what recipes/README.md shows.
 set -euo pipefail
 
@@ -11,7 +11,8 @@ recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$recipes/steps.sh"
 out=${1:-runs/objectives}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
-steps=200
+steps=${STEPS:-200}
+short=${STEPS:+--steps $STEPS}
 
 # distilled NAME OPTION...: a short distillation, by default from the mid-trained student.
 distilled() {
@@ -30,44 +31,53 @@ starts() {
     distilled start-cmt --steps $((2 * steps))
 }
 
+# midtrained NAME TEACHER DROPOUT OPTION...: TEACHER's trajectories by these options as traj-NAME, and the student of
+# them as cmt-NAME.
+midtrained() {
+    local name=$1 teacher=$2 dropout=$3
+    shift 3
+    make "traj-$name/index.json" mfkit trajectories --teacher "$teacher" -n "${TRAJECTORIES:-2000}" --seed "$seed" \
+        -o "traj-$name" "$@"
+    make "cmt-$name.safetensors" mfkit midtrain "traj-$name" --teacher "$teacher" --seed "$seed" $short \
+        --class-dropout "$dropout" -o "cmt-$name.safetensors"
+}
+
 # 2: MFD, MFT, and one after the other, by the strength of the teacher.
 teachers() {
-    local share teacher init
+    local share teacher cmt
     for share in 8 2 1; do
-        teacher=teacher-$share
-        make $teacher.safetensors mfkit train-teacher ../latents --steps $((1650 / share)) --seed "$seed" \
-            -o $teacher.safetensors
-        make traj-$share/index.json mfkit trajectories --teacher $teacher.safetensors -n 2000 --seed "$seed" \
-            -o traj-$share
-        make cmt-$share.safetensors mfkit midtrain traj-$share --teacher $teacher.safetensors --seed "$seed" \
-            -o cmt-$share.safetensors
-        init="--init cmt-$share.safetensors"
-        make mfd-$share.safetensors mfkit distill --teacher $teacher.safetensors $init --steps $steps --seed "$seed" \
-            -o mfd-$share.safetensors
-        make mft-$share.safetensors mfkit bootstrap $init --latents ../latents --learning-rate 1e-4 \
-            --final-learning-rate 2e-6 --steps $steps --seed "$seed" -o mft-$share.safetensors
-        make half-$share.safetensors mfkit distill --teacher $teacher.safetensors $init --steps $((steps / 2)) \
-            --seed "$seed" -o half-$share.safetensors
-        make mfd-mft-$share.safetensors mfkit bootstrap --init half-$share.safetensors --latents ../latents \
-            --learning-rate 1e-4 --final-learning-rate 2e-6 --steps $((steps / 2)) --seed "$seed" \
-            -o mfd-mft-$share.safetensors
+        teacher=../teacher.safetensors cmt=../cmt.safetensors
+        if [ $share != 1 ]; then
+            teacher=teacher-$share.safetensors cmt=cmt-$share.safetensors
+            make $teacher mfkit train-teacher ../latents --steps $((${STEPS:-1650} / share + 1)) --seed "$seed" \
+                -o $teacher
+            midtrained $share $teacher 0
+        fi
+        distilled mfd-$share --teacher $teacher --init $cmt
+        bootstrapped mft-$share $cmt $steps
+        distilled half-$share --teacher $teacher --init $cmt --steps $((steps / 2))
+        bootstrapped mfd-mft-$share half-$share.safetensors $((steps / 2))
     done
+}
+
+# bootstrapped NAME INIT STEPS: at a rate for a start that no distillation has gone before.
+bootstrapped() {
+    make "$1.safetensors" mfkit bootstrap --init "$2" --latents ../latents --learning-rate 1e-4 \
+        --final-learning-rate 2e-6 --steps "$3" --seed "$seed" -o "$1.safetensors"
 }
 
 # 3: times of the states as they are, and without the shift, as the released code labels them.
 times() {
     make traj-unshifted/00000.tar python "$recipes/ablations.py" --unshift ../traj traj-unshifted
     make times-unshifted.safetensors mfkit midtrain traj-unshifted --teacher ../teacher.safetensors --seed "$seed" \
-        -o times-unshifted.safetensors
+        $short -o times-unshifted.safetensors
 }
 
 # 4 and 7 need a teacher that knows a velocity without label.
 unlabelled() {
-    make teacher-d.safetensors mfkit train-teacher ../latents --class-dropout 0.1 --seed "$seed" \
+    make teacher-d.safetensors mfkit train-teacher ../latents --class-dropout 0.1 --seed "$seed" $short \
         -o teacher-d.safetensors
-    make traj-d/index.json mfkit trajectories --teacher teacher-d.safetensors -n 2000 --seed "$seed" -o traj-d
-    make cmt-d.safetensors mfkit midtrain traj-d --teacher teacher-d.safetensors --class-dropout 0.1 --seed "$seed" \
-        -o cmt-d.safetensors
+    midtrained d teacher-d.safetensors 0.1
 }
 
 # 4: labels dropped once a row, or anew in each evaluation of du/dt.
@@ -100,10 +110,7 @@ guidance() {
     for name in 1.5 2.5 2.5-inside; do
         options="--guidance ${name%-inside}"
         [ $name = "${name%-inside}" ] || options+=" --guidance-interval 0.1 0.9"
-        make traj-guided-$name/index.json mfkit trajectories --teacher teacher-d.safetensors -n 2000 --seed "$seed" \
-            -o traj-guided-$name $options
-        make guided-$name.safetensors mfkit midtrain traj-guided-$name --teacher teacher-d.safetensors \
-            --class-dropout 0.1 --seed "$seed" -o guided-$name.safetensors
+        midtrained guided-$name teacher-d.safetensors 0.1 $options
     done
 }
 

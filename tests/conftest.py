@@ -118,18 +118,18 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def several(folder: Path, *commands: str, processes: int = 1) -> str:
+def several(folder: Path, *commands: str, processes: int = 1, before: str = "") -> str:
     """A shell command that runs commands of mfkit one after the other, and those after ``!`` in a shell.
 
-    In one process, or in forks of it that are to each other what a launcher's processes are. Each writes the exit codes
-    to ``codes`` and its rank.
+    In one process, or in forks of it that are to each other what a launcher's processes are. Each runs the Python code
+    ``before`` first, and writes the exit codes to ``codes`` and its rank.
     """
-    (folder / "several.py").write_text(SEVERAL)
+    (folder / "several.py").write_text(FORKS + before + COMMANDS)
     words = [str(folder / "several.py"), str(processes), str(free_port()), str(folder / "codes"), *commands]
     return shlex.join([sys.executable, *words])
 
 
-SEVERAL = """
+FORKS = """
 import os, subprocess, sys
 import mfkit.runtime.distributed, mfkit.training.autoencoder, mfkit.inference.sample
 import mfkit.commands.training, mfkit.inference.trajectories
@@ -145,7 +145,11 @@ for rank in range(int(processes) if int(processes) > 1 else 0):
                        "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         forks = []
         break
-for command in commands if not forks else []:
+if forks:
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks))
+"""
+COMMANDS = """
+for command in commands:
     code = 0
     sys.argv = ["mfkit", *command.split()]
     try:
@@ -155,7 +159,6 @@ for command in commands if not forks else []:
     sys.stdout.flush()
     with open(codes + os.environ.get("RANK", "0"), "a") as file:
         print(code, file=file)
-sys.exit(max((os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks), default=0))
 """
 
 

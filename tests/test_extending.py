@@ -1,7 +1,6 @@
 """To add a thing is a file and a line in a table: done here, and used through the commands like any other."""
 
 import json
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import failed, shell, stopped_once
+from conftest import failed, stopped_once
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -172,17 +171,3 @@ def test_an_architecture_of_its_own(mfkit, chain: Path, monkeypatch) -> None:
     assert isinstance(package.load("mfd.safetensors"), PointwiseStudent)
     failed(mfkit(f"train-teacher {chain}/latents --model nothing:one -o x.safetensors"), 2, "no architecture nothing")
     failed(mfkit(f"train-teacher {chain}/latents --model pointwise:two -o x.safetensors"), 2, "pointwise has one")
-
-
-def test_processes_on_one_machine_share_its_cores(tmp_path: Path) -> None:
-    """Unless OMP_NUM_THREADS says otherwise; torchrun's own setting of it to one is not the user's."""
-    (tmp_path / "threads.py").write_text(
-        "import os, torch\nfrom mfkit.runtime.distributed import processes, shutdown\n"
-        "processes(); os.write(1, b'%d\\n' % torch.get_num_threads()); shutdown()\n"
-    )
-    cores = len(os.sched_getaffinity(0))
-    launch = "torchrun --standalone --nproc_per_node 2 threads.py"
-    shared = shell(f"unset OMP_NUM_THREADS; {launch}", tmp_path)
-    assert shared.stdout.split() == 2 * [str(max(1, cores // 2))], shared.stderr
-    told = shell(f"OMP_NUM_THREADS=2 {launch.replace('node 2', 'node 1')}", tmp_path)
-    assert told.stdout.split() == ["2"], told.stderr

@@ -1,7 +1,9 @@
-"""Launchers: accelerate on two machines, Slurm's recipe; both of them on this one."""
+"""Launchers: torchrun; accelerate on two machines and Slurm's recipe, both of them on this one."""
 
+import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,29 @@ def command(chain: Path, mfkit) -> str:
     command = f"train-teacher {chain}/latents --optimizer adamw --steps 3 --batch-size 16 --log-every 1"
     assert mfkit(f"{command} -o one.safetensors").code == 0
     return command
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    """Each of two processes has half of a step's samples, and of the cores unless OMP_NUM_THREADS says otherwise.
+
+    torchrun's own setting of it to one is not the user's.
+    """
+    (tmp_path / "who.py").write_text(
+        "import torch\n"
+        "from mfkit.runtime.distributed import processes, shutdown\n"
+        "from mfkit.data.loader import BatchSharding\n"
+        "state = processes()\n"
+        "sharding = BatchSharding(8, 2, state.process_index, state.num_processes)\n"
+        "said = f'{list(sharding.positions(1))} {torch.get_num_threads()}'\n"
+        "open(f'rank{state.process_index}', 'w').write(said)\n"
+        "shutdown()\n"
+    )
+    done = shell("unset OMP_NUM_THREADS; torchrun --standalone --nproc_per_node 2 who.py", tmp_path)
+    cores = len(os.sched_getaffinity(0))
+    assert (tmp_path / "rank0").read_text() == f"[[8, 9], [10, 11]] {max(1, cores // 2)}", done.stderr
+    assert (tmp_path / "rank1").read_text() == f"[[12, 13], [14, 15]] {max(1, cores // 2)}", done.stderr
+    told = shell(f"{sys.executable} who.py", tmp_path, OMP_NUM_THREADS="2", LOCAL_WORLD_SIZE="2")
+    assert (tmp_path / "rank0").read_text().endswith(f" {min(2, cores)}"), told.stderr
 
 
 def test_accelerate_on_two_machines(command: str, tmp_path: Path) -> None:

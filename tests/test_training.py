@@ -171,23 +171,6 @@ def test_grids_from_fixed_noise(chain: Path, tmp_path: Path, mfkit) -> None:
         assert grid.size == (8 * 66, 10 * 66)
 
 
-def test_processes_share_the_work(tmp_path: Path) -> None:
-    """Each of two processes sees the other, and half of a step's samples."""
-    script = (
-        "from mfkit.runtime.distributed import processes, shutdown\n"
-        "from mfkit.data.loader import BatchSharding\n"
-        "state = processes()\n"
-        "sharding = BatchSharding(8, 2, state.process_index, state.num_processes)\n"
-        "open(f'rank{state.process_index}', 'w').write(str(list(sharding.positions(1))))\n"
-        "shutdown()\n"
-    )
-    (tmp_path / "who.py").write_text(script)
-    done = shell("torchrun --standalone --nproc_per_node 2 who.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "rank0").read_text() == "[[8, 9], [10, 11]]"
-    assert (tmp_path / "rank1").read_text() == "[[12, 13], [14, 15]]"
-
-
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest distance of any tensor, relative to its norm."""
     return max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one)
@@ -287,8 +270,7 @@ def test_bf16_takes_the_derivative_in_forward_mode(chain: Path, tmp_path: Path, 
 
 def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, mfkit) -> None:
     """Two processes, accelerate's FSDP, killed and resumed. accelerate offers it on GPUs only, so its state is told."""
-    (tmp_path / "split.py").write_text(
-        "import sys\n"
+    before = (
         "from accelerate import Accelerator, PartialState\n"
         "from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin\n"
         "state = Accelerator(cpu=True, mixed_precision='no').state\n"
@@ -296,27 +278,24 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
         "state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy)\n"
         "PartialState().distributed_type = state.distributed_type = DistributedType.FSDP\n"
         "from mfkit.training import loop, train_state\n"
-        "stop = int(sys.argv.pop(1))\n"
+        "stops = [3]\n"
         "class Watched(train_state.TrainState):\n"
         "    def step(self, number, *rest):\n"
         "        assert self.sharded and type(self.network.blocks[0]).__name__ == 'FSDPBlock'\n"
-        "        assert number < stop, 'stopped here'\n"
+        "        if number in stops:\n"
+        "            raise RuntimeError(f'stopped in step {stops.pop()}')\n"
         "        return super().step(number, *rest)\n"
         "loop.TrainState = Watched\n"
-        "from mfkit.commands.main import main\n"
-        "main()\n"
     )
     command = (
         f"distill --teacher {chain}/teacher.safetensors --init {chain}/cmt.safetensors --steps 4 --batch-size 16 "
         "--micro-batch 4 --log-every 1 --save-every 2 --derivative jvp -o OUT.safetensors"
     )
-    launch = "torchrun --standalone --nproc_per_node 2 split.py {} " + command.replace("OUT", "split")
-    assert shell(launch.format(3), tmp_path).returncode != 0
-    (kept,) = checkpoints(tmp_path / "split.safetensors")
-    assert not (tmp_path / "split.safetensors").exists()
-    shutil.copy(kept, tmp_path / kept.name.replace("split", "alone"))
-    done = shell(launch.format(99), tmp_path)
-    assert done.returncode == 0, done.stderr
+    split = command.replace("OUT", "split")
+    keep = "!cp split.checkpoint-0000002.safetensors alone.checkpoint-0000002.safetensors; ls"
+    done = shell(several(tmp_path, split, keep, split, processes=2, before=before), tmp_path)
+    assert [(tmp_path / f"codes{rank}").read_text().split() for rank in (0, 1)] == 2 * [["1", "0", "0"]], done.stderr
+    assert "stopped in step 3" in done.stderr and done.stdout.split().count("split.safetensors") == 1
     for name in ("whole", "alone"):  # the second goes on from the checkpoint of the two
         assert mfkit(command.replace("OUT", name)).code == 0
     ends = {name: load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "alone", "split")}
