@@ -126,14 +126,14 @@ def test_a_stream_that_breaks_off_is_an_error_anyway(chain: Path, tmp_path: Path
 
 
 def tars(location: Path) -> IndexedTars:
-    found = open_shards(f"{location}/*.tar", "latents", label_alone, "skip")
+    found = open_shards(f"{location}/*.tar", ("latents",), label_alone, "skip")
     assert isinstance(found, IndexedTars)
     return found
 
 
 def stream(location: str) -> StreamDataset:
     """Compressed, so that it is read from its beginning, again and again."""
-    found = open_shards(location, "latents", label_alone, "skip")
+    found = open_shards(location, ("latents",), label_alone, "skip")
     assert isinstance(found, StreamDataset) and found.repeatable
     return found
 

@@ -39,7 +39,7 @@ def opened(folder: Path, on_error="raise") -> IndexedTars:
     def decode(sample: dict) -> dict:
         return {"latent": array_member(sample, "latent.npy"), "label": label_member(sample)}
 
-    dataset = open_shards(str(folder / "*.tar"), "latents", decode, on_error, arrays=("latent",))
+    dataset = open_shards(str(folder / "*.tar"), ("latents",), decode, on_error, arrays=("latent",))
     assert isinstance(dataset, IndexedTars)
     return dataset
 

@@ -130,7 +130,7 @@ def test_shards_without_an_index_are_shuffled_as_if_they_had_one(tmp_path: Path)
                     member = tarfile.TarInfo(f"{names[i]}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    source = open_shards(str(tmp_path / "t/*.tar"), "latents", decode)
+    source = open_shards(str(tmp_path / "t/*.tar"), ("latents",), decode)
     assert isinstance(source, IndexedTars)
     batches = list(train_batches(shuffle(source), BatchSharding(20, 20), first_step=0, last_step=3, seed=1, workers=2))
     values = torch.cat([batch.columns["latent"][:, 0] for batch in batches])
@@ -162,7 +162,7 @@ def test_joined_tars_are_read_whole(tmp_path: Path) -> None:
     (tmp_path / "all.tar").write_bytes(joined)
     expected = [int(part["cls"]) for part in parts]
     assert dataset(tmp_path / "all.tar").read(range(9))["label"].tolist() == expected
-    stream = open_shards(f"pipe:cat {tmp_path}/[012].tar", "latents", decode)
+    stream = open_shards(f"pipe:cat {tmp_path}/[012].tar", ("latents",), decode)
     assert isinstance(stream, StreamDataset) and [sample["label"] for sample in stream.samples()] == expected
     (tmp_path / "all.tar").write_bytes(joined[: 2 * len(joined) // 3 + 700])
     with pytest.raises(InputError, match="damaged or truncated"):

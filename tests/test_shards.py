@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(path: Path | str) -> IndexedTars | StreamDataset:
-    return open_shards(str(path), "latents", decode)
+    return open_shards(str(path), ("latents",), decode)
 
 
 def test_webdataset_reads_what_we_write(folder: Path) -> None:

@@ -200,6 +200,7 @@ SHARED = [
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
     "sample {}/mft.safetensors -n 30 -o OUT/samples.npz --batch-size 10",
     "sample {}/mft.safetensors -n 20 -o OUT/images",
+    "decode {}/traj -o OUT/decoded",
     "bootstrap --init {}/cmt.safetensors --latents {}/latents --objective drifting --view token --view mean-token "
     "--generated 8 --extra 4 --real 16 --batch-size 32 --steps 3 --log-every 1 -o OUT/g.safetensors",
     "bootstrap --init {}/cmt.safetensors --objective frechet --space mean-token --space rae --reference digits:heldout "
@@ -216,9 +217,9 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
     for command in commands:
         assert mfkit(command.replace("OUT", "one")).code == 0
     # With four, what they share otherwise than two do: files, classes, moments.
-    folders = {"latents": 5, "few": 1, "traj": 5, "images": 20}
+    folders = {"latents": 5, "few": 1, "traj": 5, "images": 20, "decoded": 64}
     for count, shared, trained, written in (
-        (2, commands, ("t", "c", "d", "b", "rae", "g", "f", "q"), ("latents", "few", "traj", "images")),
+        (2, commands, ("t", "c", "d", "b", "rae", "g", "f", "q"), ("latents", "few", "traj", "images", "decoded")),
         (4, [command for command in commands if re.search(r"OUT/(latents|g\.|f\.)", command)], "gf", ["latents"]),
     ):
         done = launched(count, [command.replace("OUT", f"by{count}") for command in shared], tmp_path)

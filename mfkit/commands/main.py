@@ -14,6 +14,7 @@ from mfkit.commands.options import HELP_OPTIONS, Group, Subcommand
 COMMANDS = {
     "train-rae": "train_rae",
     "encode": "encode",
+    "decode": "decode",
     "train-teacher": "train_teacher",
     "trajectories": "trajectories",
     "midtrain": "midtrain",

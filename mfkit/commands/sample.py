@@ -47,11 +47,10 @@ def sample(
     from mfkit.errors import UsageError
     from mfkit.inference.best_times import read_times
     from mfkit.inference.guided import guided_teacher
-    from mfkit.inference.sample import Sampling, sample
+    from mfkit.inference.images import write_images
+    from mfkit.inference.sample import Sampling
     from mfkit.models.files import open_generator
 
-    if output is None and grid is None:
-        raise UsageError("nothing to write: pass -o, --grid, or both")
     generator = open_generator(model)
     settings = resolve(SampleSettings, "sample", None, flags)
     guided = guided_teacher(generator, resolve(Guidance, "sample", None, flags), guide)
@@ -60,4 +59,4 @@ def sample(
     if given and flags.get("labels"):
         raise UsageError("--labels: noise of trajectories has labels of its own; leave out one of the two")
     job = Sampling(guided, autoencoder_of(generator.artifact, rae), count, settings, grid_of_times, given)
-    return sample(job, output, tar=format == "tar", grid=grid, overwrite=overwrite)
+    return write_images(job, output, tar=format == "tar", grid=grid, overwrite=overwrite)

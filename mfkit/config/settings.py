@@ -152,6 +152,16 @@ class TrajectorySettings(StorageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodeSettings(Settings):
+    """How latents are decoded."""
+
+    heading: ClassVar[str] = "Output"
+
+    batch_size: int = setting(100, _BATCH, metavar="N", min=1)
+    precision: PrecisionName = setting("float32", _PRECISION)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleSettings(Settings):
     """How images are sampled."""
 

@@ -145,14 +145,17 @@ class IndexedTars:
 
     def place(self, index: int) -> str:
         """A sample for an error: its file, and its key where that can be read."""
-        path = self.index.files[int(self.index.file[index])]
+        return f"{self.index.files[int(self.index.file[index])]}: sample {self.key(index) or index}"
+
+    def key(self, index: int) -> str:
+        """The ``__key__`` of a sample; empty where it cannot be read."""
         try:
-            with path.open("rb") as file:
+            with self.index.files[int(self.index.file[index])].open("rb") as file:
                 file.seek(int(self.index.begin[index]))
                 member, _ = next(members(file, "r:", part=True))
-                return f"{path}: sample {split_name(member.name)[0]}"
+                return split_name(member.name)[0]
         except (StopIteration, *TAR_ERRORS):
-            return f"{path}: sample {index}"
+            return ""
 
     @contextmanager
     def _open(self, file: int) -> Iterator[int]:

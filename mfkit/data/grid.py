@@ -10,6 +10,13 @@ from mfkit.artifacts.atomic import atomic_write
 from mfkit.data.codecs import png_bytes, to_uint8
 
 
+def paired(above: Tensor, below: Tensor, columns: int) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] and others in rows of a grid: each row of the first over the one of the second."""
+    rest = torch.full_like(above[:1], 96 / 255).expand(-len(above) % columns, -1, -1, -1)
+    rows = (torch.cat([images, rest]).split(columns) for images in (above, below))
+    return torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
+
+
 def write_grid(path: Path, images: Tensor, columns: int, *, gap_every: int = 0) -> None:
     """Images (N, 3, H, W) in [0, 1] side by side, row by row; small ones enlarged to 64 pixels.
 

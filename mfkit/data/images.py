@@ -199,7 +199,19 @@ def open_images(location: str, size: int | None, on_error: OnError = "raise") ->
     check_finished(path)
     if path.is_dir() and not any(path.glob("*.tar")):
         return ImageFolder(path, size, SkipPolicy(on_error))
-    return open_shards(location, "images", partial(_decode, size=size), on_error)
+    return open_shards(location, ("images",), partial(_decode, size=size), on_error)
+
+
+def recorded_images(artifact: Artifact, size: int | None, option: str) -> ImageDataset:
+    """The images that latents were made from, at their recorded place, cut to ``size`` pixels.
+
+    :param option: the option that names them by hand, for the error.
+    """
+    recorded = artifact.inputs["images"].path if "images" in artifact.inputs else None
+    is_keyword = bool(recorded) and str(recorded).partition(":")[0] == DIGITS
+    found = open_images(str(recorded) if is_keyword else str(artifact.input_path("images", option)), size)
+    artifact.check_input("images", found.artifact, option)
+    return found
 
 
 def native_size(location: str, multiple: int, on_error: OnError = "raise") -> int:

@@ -21,6 +21,9 @@ from mfkit.errors import InputError, UsageError
 from mfkit.flow.objectives.base import DataKind
 from mfkit.models.files import GeneratorFile
 
+MIRRORED = "-mirrored"
+"""What the key of a mirror image's latents has after that of the image."""
+
 
 @dataclass(frozen=True)
 class LatentDataset:
@@ -54,8 +57,19 @@ def open_latents(
 
     :param classes: number of classes, needed only for foreign shards, which do not say it.
     """
-    decode, arrays = _KINDS[kind]
-    dataset = open_shards(location, kind, decode, on_error, arrays=arrays)
+    return _open((kind,), *_KINDS[kind], location, classes, on_error)
+
+
+def open_decodable(location: str, *, classes: int | None = None, on_error: OnError = "raise") -> LatentDataset:
+    """Latents, or the ends of trajectories, as ``latent``."""
+    return _open(("latents", "trajectories"), _decode_last, ("latent",), location, classes, on_error)
+
+
+def _open(
+    kinds: tuple[str, ...], decode: Decode, arrays: tuple[str, ...], location: str, classes: int | None,
+    on_error: OnError,
+) -> LatentDataset:  # fmt: skip
+    dataset = open_shards(location, kinds, decode, on_error, arrays=arrays)
     found = parse_known(_Description, dataset.artifact.config, location)
     class_names = found.class_names or [str(label) for label in range(classes or 0)]
     if not class_names:
@@ -143,6 +157,13 @@ def _decode_trajectory(sample: dict[str, Any]) -> dict[str, Any]:
     if states.ndim != 4 or times.ndim != 1 or len(states) != len(times) or len(times) < 2:
         raise unreadable(sample, f"states {tuple(states.shape)} do not fit times {tuple(times.shape)}")
     return {"states": states, "times": times, "label": label_member(sample)}
+
+
+def _decode_last(sample: dict[str, Any]) -> dict[str, Any]:
+    if "latent.npy" in sample:
+        return _decode_latent(sample)
+    found = _decode_trajectory(sample)
+    return {"latent": found["states"][-1], "label": found["label"]}
 
 
 _KINDS: dict[DataKind, tuple[Decode, tuple[str, ...]]] = {

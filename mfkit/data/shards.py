@@ -18,10 +18,11 @@ from mfkit.runtime.distributed import processes
 
 
 def open_shards(
-    location: str, kind: str, decode: Decode, on_error: OnError = "raise", *, arrays: Sequence[str] = ()
+    location: str, kinds: tuple[str, ...], decode: Decode, on_error: OnError = "raise", *, arrays: Sequence[str] = ()
 ) -> IndexedTars | StreamDataset:
     """A folder that mfkit wrote by its index; other tars on this machine by a scan of their headers; else a stream.
 
+    :param kinds: those that the samples may be of; shards that do not say it are taken for the first.
     :param arrays: what samples hold besides the label, where that is arrays alone: they are read in place.
     """
     skips, path = SkipPolicy(on_error), Path(location)
@@ -29,17 +30,17 @@ def open_shards(
     if location == STREAM and processes().num_processes > 1:
         raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():
-        return IndexedTars(*_open_folder(path, kind, skips), decode, skips, arrays)
+        return IndexedTars(*_open_folder(path, kinds, skips), decode, skips, arrays)
     if path.is_file() and path.suffix == ".safetensors":
-        raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kind}")
+        raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kinds[0]}")
     urls = shard_urls(location)
     if all(_is_plain_tar(url) for url in urls):
-        return IndexedTars(*_scan(location, [Path(url) for url in urls], kind, skips), decode, skips, arrays)
-    return StreamDataset(location, urls, decode, kind, skips)
+        return IndexedTars(*_scan(location, [Path(url) for url in urls], kinds, skips), decode, skips, arrays)
+    return StreamDataset(location, urls, decode, kinds, skips)
 
 
-def _open_folder(path: Path, kind: str, skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
-    artifact = open_artifact(path, kinds=(kind,))
+def _open_folder(path: Path, kinds: tuple[str, ...], skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
+    artifact = open_artifact(path, kinds)
     index = read_index(path)
     if not index.shards:
         raise InputError(f"{path / INDEX_NAME} names no shards")
@@ -52,7 +53,7 @@ def _open_folder(path: Path, kind: str, skips: SkipPolicy) -> tuple[Artifact, Sa
     return artifact, index.of_folder(path)
 
 
-def _scan(location: str, files: list[Path], kind: str, skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
+def _scan(location: str, files: list[Path], kinds: tuple[str, ...], skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
     tars = []
     for file in files:
         scanned = scan_tar(file)
@@ -62,7 +63,7 @@ def _scan(location: str, files: list[Path], kind: str, skips: SkipPolicy) -> tup
     if not len(index):
         raise InputError(f"{location} holds no samples")
     skips.check(len(index))
-    return listed_artifact(location, [str(file) for file in files], kind, tars[0].description), index
+    return listed_artifact(location, [str(file) for file in files], kinds, tars[0].description), index
 
 
 def shard_urls(location: str) -> list[str]:

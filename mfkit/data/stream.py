@@ -29,7 +29,9 @@ _CHECK_AFTER = 1000
 class StreamDataset:
     """Samples in the order of the shards, decoded one by one."""
 
-    def __init__(self, location: str, urls: list[str], decode: Decode, kind: str, skips: SkipPolicy) -> None:
+    def __init__(
+        self, location: str, urls: list[str], decode: Decode, kinds: tuple[str, ...], skips: SkipPolicy
+    ) -> None:
         """:param urls: tars: local files, ``-``, ``pipe:`` or what webdataset opens."""
         self.location, self.skips, self.decode = location, skips, decode
         self.repeatable = not location.startswith(("-", "pipe:"))
@@ -43,7 +45,7 @@ class StreamDataset:
         """Samples of the first pass that have been read by looking ahead; empty in later ones."""
         if not self._ahead:
             raise InputError(f"{location} holds no samples")
-        self.artifact = listed_artifact(location, urls, kind, self._description)
+        self.artifact = listed_artifact(location, urls, kinds, self._description)
 
     def peek(self) -> dict[str, Any]:
         """The first sample, decoded, before it is read; where unreadable ones are skipped, the first that is not."""
@@ -117,16 +119,16 @@ class StreamDataset:
             raise InputError(f"{url} ended early, after {count} samples: its writer stopped or the pipe broke")
 
 
-def listed_artifact(location: str, urls: list[str], kind: str, description: Any) -> Artifact:
-    """What tars without an index say of themselves: the description in a stream of mfkit's, else their kind alone.
+def listed_artifact(location: str, urls: list[str], kinds: tuple[str, ...], description: Any) -> Artifact:
+    """What tars without an index say of themselves: the description in a stream of mfkit's, else the first kind alone.
 
     Their digest is that of their names: the content is not read twice.
     """
     listing = hashlib.sha256(json.dumps([urls, description]).encode()).hexdigest()
-    description = description or {"format": FORMAT, "kind": kind, "config": {}, "provenance": {}}
+    description = description or {"format": FORMAT, "kind": kinds[0], "config": {}, "provenance": {}}
     artifact = parse_description(Path(location), description, location, content_digest=LISTING_DIGEST + listing)
-    if artifact.kind != kind:
-        raise InputError(f"{location} is a stream of {artifact.kind}; expected: {kind}")
+    if artifact.kind not in kinds:
+        raise InputError(f"{location} is a stream of {artifact.kind}; expected: {' or '.join(kinds)}")
     return artifact
 
 

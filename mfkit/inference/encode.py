@@ -9,14 +9,13 @@ from mfkit.config.presets import PresetName
 from mfkit.config.settings import EncodeSettings, OnError
 from mfkit.data.codecs import DTYPES, array_bytes
 from mfkit.data.images import class_names, open_images
-from mfkit.data.loader import Batch, inference_batches
+from mfkit.data.latents import MIRRORED
 from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import ShardRecord, TarSample
 from mfkit.errors import InputError
-from mfkit.inference.micro_batches import MicroBatches
+from mfkit.inference.micro_batches import MicroBatches, Part
 from mfkit.inference.output import Job, Result
 from mfkit.runtime.distributed import processes
-from mfkit.runtime.progress import progress
 
 
 class Encoding(Job):
@@ -45,26 +44,21 @@ class Encoding(Job):
         self.num_shards = None if size is None else -(-size // settings.shard_size)
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
-        batch_size = self._micro_batches.round_up(self._settings.batch_size)
-        batches = inference_batches(self._dataset, self._settings.shard_size, batch_size, is_mine, self._workers)
-        parts = (
-            (shard, batch, part)
-            for shard, batch in progress(batches, unit="batch")
-            for part in self._micro_batches.split(batch.positions)
-        )
-        return self._micro_batches.map(self._encode, parts)
+        return self._micro_batches.map_samples(
+            self._encode, self._dataset, shard_size=self._settings.shard_size, batch_size=self._settings.batch_size,
+            is_mine=is_mine, workers=self._workers,
+        )  # fmt: skip
 
-    def _encode(self, item: tuple[int, Batch, slice]) -> Result:
-        shard, batch, part = item
-        indices = batch.positions[part]
-        images = batch.columns["image"][part].to(self._network.device, non_blocking=True).float() / 255
-        views = {"": images, "-mirrored": images.flip(-1)} if self._mirror else {"": images}
+    def _encode(self, part: Part) -> Result:
+        shard, indices, columns = part
+        images = columns["image"].to(self._network.device, non_blocking=True).float() / 255
+        views = {"": images, MIRRORED: images.flip(-1)} if self._mirror else {"": images}
         latents = {
             view: self._micro_batches.evaluate(self._network.encode, indices, pixels) for view, pixels in views.items()
         }
         dtype = DTYPES[self._settings.dtype]
         stored = {view: value.to(dtype).cpu().numpy() for view, value in latents.items()}
-        return Result(shard, indices, stored, batch.columns["label"][part])
+        return Result(shard, indices, stored, columns["label"])
 
     def pack(self, result: Result) -> list[TarSample]:
         samples: list[TarSample] = []

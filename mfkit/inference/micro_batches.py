@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from mfkit.config.settings import PrecisionName
-from mfkit.data.loader import shard_ranges
+from mfkit.data.loader import Dataset, inference_batches, shard_ranges
 from mfkit.data.prefetch import ordered_map
 from mfkit.runtime.precision import autocast, matmul_precision
 from mfkit.runtime.progress import progress
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+Part = tuple[int, Sequence[int], dict[str, Tensor]]
+"""Of a dataset: shard, numbers of the samples, their columns (B, ...)."""
 
 _LONG = 256
 """Tokens of a sample that is worth a micro-batch of its own on a CPU."""
@@ -74,6 +77,22 @@ class MicroBatches:
         ranges = shard_ranges(samples, shard_size, self.round_up(batch_size))
         batches = progress([part for part in ranges if is_mine(part[0])], unit="batch")
         parts = ((shard, indices[part]) for shard, indices in batches for part in self.split(indices))
+        return self.map(function, parts)
+
+    def map_samples(
+        self, function: Callable[[Part], U], dataset: Dataset, *, shard_size: int, batch_size: int,
+        is_mine: Callable[[int], bool], workers: int,
+    ) -> Iterator[U]:  # fmt: skip
+        """``function`` of each micro-batch of a dataset's samples, for the shards that are ``is_mine``.
+
+        :param workers: threads that read and decode.
+        """
+        batches = inference_batches(dataset, shard_size, self.round_up(batch_size), is_mine, workers)
+        parts = (
+            (shard, batch.positions[part], {name: column[part] for name, column in batch.columns.items()})
+            for shard, batch in progress(batches, unit="batch")
+            for part in self.split(batch.positions)
+        )
         return self.map(function, parts)
 
     def map(self, function: Callable[[T], U], micro_batches: Iterable[T]) -> Iterator[U]:

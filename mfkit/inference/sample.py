@@ -1,40 +1,33 @@
-"""sample: images from noise, as a PNG folder, shards, a tar stream or an ADM-style .npz, and as a grid."""
+"""sample: images from noise."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfkit.artifacts.atomic import exclusive_output
 from mfkit.autoencoders.autoencoder import AutoencoderFile
 from mfkit.autoencoders.files import ROLE
 from mfkit.config.settings import SampleSettings
-from mfkit.data.codecs import png_bytes, to_uint8
+from mfkit.data.codecs import to_uint8
 from mfkit.data.dataset import IndexedTars, read_batch
-from mfkit.data.grid import write_grid
 from mfkit.data.latents import LatentDataset, check_fit
 from mfkit.data.prefetch import spare_threads
-from mfkit.data.writer import STREAM, ShardRecord, TarSample
+from mfkit.data.writer import ShardRecord
 from mfkit.errors import UsageError
 from mfkit.flow.random import Draws
 from mfkit.inference.guided import GuidedTeacher
+from mfkit.inference.images import GRID_IMAGES, SHARD_SIZE, ImageJob
 from mfkit.inference.micro_batches import MicroBatches
-from mfkit.inference.output import Job, Result, write_folder, write_npz, write_stream
+from mfkit.inference.output import Result
 from mfkit.inference.sampler import sampler_of
 from mfkit.runtime.distributed import processes
 
-SHARD_SIZE = 1000
-"""Images per tar, and between two commits of a PNG folder."""
-_GRID_COLUMNS = 10
 
-
-class Sampling(Job):
+class Sampling(ImageJob):
     """Samples ``count`` images. Image i depends on the seed and i alone; on GPUs up to rounding."""
 
-    kind = "images"
+    count: int
 
     def __init__(
         self, guided: GuidedTeacher, autoencoder: AutoencoderFile, count: int, settings: SampleSettings,
@@ -58,7 +51,7 @@ class Sampling(Job):
         self._shape, self.class_names = generator.latent_shape, description.class_names
         self._labels = _labels(settings.labels, len(self.class_names))
         self._micro_batches = MicroBatches(self._shape[1] * self._shape[2], settings.precision, self._device)
-        self.image_size: int = self._autoencoder.config.image_size
+        self.image_size = self._autoencoder.config.image_size
         self.inputs = {"model": generator.artifact, **guided.guides, ROLE: autoencoder.artifact}
         self.seed, self.num_shards, self.pack_threads = settings.seed, -(-count // SHARD_SIZE), spare_threads()
         self.resume_key = {
@@ -82,11 +75,12 @@ class Sampling(Job):
             self._sample, self.count, shard_size=SHARD_SIZE, batch_size=batch_size, is_mine=is_mine
         )
 
-    def first_images(self, count: int) -> Tensor:
-        """(count, 3, S, S) uint8."""
+    def grid_images(self) -> Tensor:
+        """The first."""
+        count = min(self.count, GRID_IMAGES)
         batch_size = self._settings.batch_size
         results = self._micro_batches.map_ranges(self._sample, count, shard_size=count, batch_size=batch_size)
-        return torch.cat([result.values for result in results])
+        return torch.cat([result.values for result in results]).float() / 255
 
     def _sample(self, part: tuple[int, range]) -> Result:
         shard, indices = part
@@ -110,34 +104,8 @@ class Sampling(Job):
         latents = self._sampler(noise, labels, lambda step: draws.normal(f"step {step}", self._shape))
         return self._autoencoder.decode(latents)
 
-    def pack(self, result: Result) -> list[TarSample]:
-        return [
-            {"__key__": f"{index:09d}", "png": png_bytes(image), "cls": str(label).encode()}
-            for index, image, label in zip(result.indices, result.values, result.labels.tolist(), strict=True)
-        ]
-
     def describe(self, records: list[ShardRecord] | None) -> dict[str, Any]:
         return self.resume_key
-
-
-def sample(job: Sampling, output: str | None, *, tar: bool, grid: Path | None, overwrite: bool) -> str | None:
-    """Writes the images.
-
-    :param output: a folder; a name that ends in ``.npz``; ``-`` for a tar stream on standard output.
-    :param tar: a folder of tar shards instead of PNG files.
-    :param grid: where to write a grid of the first images, at most ten per row.
-    :returns: the line for standard output; None for a stream.
-    """
-    with exclusive_output(grid, overwrite=overwrite, suffix=".png") if grid else nullcontext():
-        if grid and processes().is_main_process:
-            write_grid(grid, job.first_images(min(job.count, _GRID_COLUMNS**2)).float() / 255, _GRID_COLUMNS)
-        if output == STREAM:
-            write_stream(job)
-        elif output and output.endswith(".npz"):
-            write_npz(job, Path(output), job.count, job.image_size, overwrite=overwrite)
-        elif output:
-            write_folder(job, Path(output), overwrite=overwrite, as_images=None if tar else job.class_names)
-    return None if output == STREAM else output or str(grid)
 
 
 def _labels(labels: str, num_classes: int) -> list[int] | None:

@@ -15,7 +15,7 @@ from mfkit.autoencoders.pretraining import MaskedPretraining, mask_patches
 from mfkit.autoencoders.rae import RAE, assemble, save_rae
 from mfkit.config.presets import DECODER_SIZES, PresetName
 from mfkit.config.settings import AutoencoderSettings, TrainingSettings
-from mfkit.data.grid import write_grid
+from mfkit.data.grid import paired, write_grid
 from mfkit.data.images import ImageDataset, class_names
 from mfkit.data.loader import Batch, all_batches, inference_batches
 from mfkit.data.order import shuffle
@@ -132,8 +132,7 @@ def _decoder_training(
         batch = next(all_batches(images, 3 * _GRID_COLUMNS))
         pixels = _unit(batch.columns["image"].to(rae.device))
         with torch.no_grad():
-            pairs = zip(pixels.split(_GRID_COLUMNS), rae.decode(rae.encode(pixels)).split(_GRID_COLUMNS), strict=True)
-        grid = torch.cat([row for pair in pairs for row in pair])
+            grid = paired(pixels, rae.decode(rae.encode(pixels)), _GRID_COLUMNS)
         write_grid(options.output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
 
     return Task(
