@@ -71,8 +71,8 @@ fi
 
 make "$student.npz" "${run[@]}" sample "$student.safetensors" -n 50000 --nfe 1 --labels equal -o "$student.npz" \
     --grid "$student.png"
-write "$student-fid.json" mfkit fid "$student.npz" --reference "$reference" --resize legacy-tf --sfid \
-    --inception-score --precision-recall
+write "$student-fid.json" mfkit fid "$student.npz" --reference "$reference" \
+    --metrics sfid,is,precision-recall
 write plan.txt mfkit plan --preset "$preset"
 write flops.json mfkit flops "$student.safetensors" --json
 mfkit plot ./*.log.jsonl -o curves.png --overwrite

@@ -129,7 +129,7 @@ def _with_mirror_images(of: Images) -> Images:
 
 
 def _moments(extractor: FeatureExtractor, pixels: Tensor) -> Moments:
-    parts = [extractor.extract(part, ["features"])["features"] for part in pixels.split(500)]
+    parts = [extractor.of_images(part)["features"] for part in pixels.split(500)]
     return Moments.of(torch.cat(parts).numpy())
 
 

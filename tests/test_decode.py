@@ -87,11 +87,11 @@ def test_a_grid_of_images_over_what_is_left_of_them(mfkit, chain: Path, tmp_path
     done = mfkit("decode mirrored --grid pairs.png --compare 14")
     assert done.code == 0 and done.out == "pairs.png\n", done.err
     grid = np.asarray(Image.open(tmp_path / "pairs.png"))
-    tiles = torch.from_numpy(grid).unflatten(0, (4, 66)).unflatten(2, (10, 66))[:, 1:-1:2, :, 1:-1:2]  # 32 are drawn as 64
-    tiles = tiles.permute(0, 2, 4, 1, 3)
+    tiles = torch.from_numpy(grid).unflatten(0, (4, 66)).unflatten(2, (10, 66))
+    tiles = tiles[:, 1:-1:2, :, 1:-1:2].permute(0, 2, 4, 1, 3)  # 32 pixels are drawn as 64
     originals, stored = open_images("digits:heldout", 32), open_latents("latents", "mirrored").dataset
     places = [place * len(stored) // 14 for place in range(14)]
-    real = [originals[place // 2]["image"].flip(-1) if place % 2 else originals[place // 2]["image"] for place in places]
+    real = [originals[place // 2]["image"].flip([-1] if place % 2 else []) for place in places]
     assert any(place % 2 for place in places)
     assert torch.equal(torch.cat([tiles[0], tiles[2][:4]]), torch.stack(real))
     decoded = by_hand(chain, torch.stack([stored[place]["latent"] for place in places]))

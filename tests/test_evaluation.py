@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mfkit.evaluation.features import FeatureRequest, Resize, open_features
-from mfkit.evaluation.metrics.inception_score import inception_score
 from mfkit.evaluation.metrics.kernel import kernel_distance
 from mfkit.evaluation.metrics.precision_recall import precision_recall
+from mfkit.evaluation.reducers import SplitScores, group_of
 
 BEFORE_MIXED_6 = "conv conv_1 conv_2 pool0 conv_3 conv_4 pool1 mixed mixed_1 mixed_2 mixed_3 mixed_4 mixed_5"
 """Names of the published file's layers."""
@@ -121,9 +121,11 @@ def test_the_other_figures(mfkit, tmp_path: Path, inception: Path) -> None:
     assert result["kernel_distance"] == pytest.approx(kernel_distance(a.numpy(), b.numpy()), rel=1e-4)
     assert (result["precision"], result["recall"]) == precision_recall(a, b)
     network = torch.jit.load(inception)
-    rows = (a @ network.output.weight.T).softmax(1)  # without the bias
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    assert result["inception_score"]["mean"] == pytest.approx(inception_score(rows[order])[0], rel=1e-3)
+    rows = (a @ network.output.weight.detach().T).softmax(1)  # without the bias
+    splits = group_of(range(40), 10)
+    scores = [score_by_definition(rows[splits == split].double()) for split in range(10)]
+    assert result["inception_score"]["mean"] == pytest.approx(np.mean(scores), rel=1e-4)
+    assert result["inception_score"]["std"] == pytest.approx(np.std(scores), rel=1e-3)
     assert result["within_class_variance"]["ratio"] > 1
 
 
@@ -142,7 +144,7 @@ def test_spatial_features_of_inception(tmp_path: Path, inception: Path, resize: 
     """ADM's: the first 7 channels before mixed_6, by place and then by channel; resized as by Inception's own graph."""
     images = torch.from_numpy(write(tmp_path / "a.npz", 4, 16, 0)).permute(0, 3, 1, 2)
     extractor = open_features(FeatureRequest(inception=inception, resize=resize))
-    found = extractor.extract(images, ["spatial"])["spatial"]
+    found = extractor.of_images(images, ["spatial"])["spatial"]
     if resize == "clean":
         from cleanfid.resize import build_resizer
 
@@ -171,7 +173,7 @@ def test_sfid_of_images_and_of_statistics(mfkit, tmp_path: Path, inception: Path
     result = json.loads(mfkit(f"{command} b.npz --save-stats stats.npz").out)
     extractor = open_features(FeatureRequest(inception=inception))
     taken = [
-        extractor.extract(torch.from_numpy(images).permute(0, 3, 1, 2), ["spatial"])["spatial"].double().numpy()
+        extractor.of_images(torch.from_numpy(images).permute(0, 3, 1, 2), ["spatial"])["spatial"].double().numpy()
         for images in (ours, real)
     ]
     # tr (C1 C2)^(1/2) is the sum of the singular values of A B', the centred features over the root of N - 1.
@@ -208,20 +210,23 @@ def test_reference_batches_as_adm_publishes_them(
     mfkit, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics of many images beside some of them: the statistics count, and they were resized as legacy-tf does."""
-    monkeypatch.setattr("mfkit.evaluation.image_set.INCEPTION_WIDTH", 48)
+    monkeypatch.setattr("mfkit.evaluation.moments.INCEPTION_WIDTH", 48)
     inception = save_inception(tmp_path / "inception.pt", 48)
     write(tmp_path / "a.npz", 40, 16, 0)
     many = write(tmp_path / "many.npz", 60, 16, 1)
     taken = features(inception, many, "legacy-tf").astype(np.float64)
     np.savez(tmp_path / "adm.npz", arr_0=many[:10], mu=taken.mean(0), sigma=np.cov(taken.T))
-    command = f"fid a.npz --inception {inception} --resize legacy-tf --reference"
+    command = f"fid a.npz --inception {inception} --reference"
     done = mfkit(f"{command} adm.npz")
-    expected = json.loads(mfkit(f"{command} many.npz").out)["frechet_distance"]
+    expected = json.loads(mfkit(f"{command} many.npz --resize legacy-tf").out)["frechet_distance"]
     assert json.loads(done.out)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
-    assert "resized" not in caplog.text
-    assert mfkit(f"{command} adm.npz --resize clean").code == 0
-    assert "does not say how its images were resized" in caplog.text
-    assert json.loads(mfkit(f"{command} adm.npz --kid").out)["reference"]["images"] == 10
+    assert json.loads(done.out)["resize"] == "legacy-tf"
+    failed(mfkit(f"{command} adm.npz --resize clean"), 2, "do not say their resize", "--force")
+    forced = json.loads(mfkit(f"{command} adm.npz --resize clean --force").out)
+    assert forced["resize"] == "clean" and forced["frechet_distance"] != pytest.approx(expected, rel=1e-5)
+    assert json.loads(mfkit(f"{command} many.npz").out)["resize"] == "clean"
+    both = json.loads(mfkit(f"{command} adm.npz --precision-recall").out)  # by the images, where statistics do not do
+    assert both["reference"]["images_seen"] == 10 and both["frechet_distance"] == pytest.approx(expected, rel=1e-5)
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(8), sigma=np.eye(8))
     failed(mfkit(f"{command} narrow.npz"), 3, "narrow.npz", "8 dimensions")
     np.savez(tmp_path / "object.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
@@ -280,7 +285,7 @@ def test_options_that_contradict_each_other(mfkit, chain: Path, tmp_path: Path) 
     (tmp_path / "x.pt").write_bytes(b"no network")
     torch.jit.script(torch.nn.Linear(3, 3)).save(str(tmp_path / "y.pt"))
     failed(mfkit("fid digits --reference digits --inception y.pt"), 3, "y.pt is TorchScript of another network")
-    failed(mfkit("fid digits --reference digits --inception x.pt"), 3, "Inception's weights cannot be loaded")
+    failed(mfkit("fid digits --reference digits --inception x.pt"), 3, "x.pt is not a file of tensors alone")
 
 
 def test_precision_and_recall_by_hand() -> None:
@@ -310,7 +315,17 @@ def test_kernel_distance_is_unbiased_and_that_of_the_definition() -> None:
     assert (np.random.get_state()[1] == state).all()
 
 
-def test_inception_score_of_known_classes() -> None:
-    sure = torch.eye(4).repeat(25, 1)
-    assert inception_score(sure, splits=5) == pytest.approx((4, 0))
-    assert inception_score(torch.full((100, 4), 0.25)) == pytest.approx((1, 0))
+def score_by_definition(rows: torch.Tensor) -> float:
+    """exp of the mean over images of KL(p(y | x) || p(y))."""
+    marginal = rows.mean(0)
+    return float((rows * (rows / marginal).log()).sum(1).mean().exp())
+
+
+@pytest.mark.parametrize("labels", [torch.arange(8000) % 4, torch.arange(8000) // 2000], ids=["in turn", "in blocks"])
+def test_inception_score_of_known_classes(labels: torch.Tensor) -> None:
+    """Whatever the order of the classes, each split has all of them."""
+    for rows, expected in ((torch.eye(4)[labels], 4), (torch.full((8000, 4), 0.25), 1)):
+        splits = SplitScores()
+        for part in torch.arange(8000).split(30):
+            splits.add(part.tolist(), rows[part])
+        assert splits.scores().tolist() == pytest.approx(10 * [expected], rel=1e-4)

@@ -144,8 +144,8 @@ def test_inception_weights_that_cannot_be_downloaded_or_are_others(mfkit, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = "fid digits:heldout --reference digits:heldout"
     failed(mfkit(command), 3, "pass --inception FILE, or other --features")
-    (tmp_path / "mfkit/inception-2015-12-05.pt").write_bytes(b"another program")
-    failed(mfkit(command), 3, "inception-2015-12-05.pt is not the published")
+    (tmp_path / "mfkit/pt_inception-2015-12-05-6726825d.pth").write_bytes(b"other weights")
+    failed(mfkit(command), 3, "pt_inception-2015-12-05-6726825d.pth is not the published file")
 
 
 def test_fid_of_images_with_themselves_is_zero(mfkit, chain: Path) -> None:

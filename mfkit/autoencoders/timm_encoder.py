@@ -132,7 +132,25 @@ class TimmLibrary:
         if weights is not None:
             return self.from_tensors(model, {}, size, state_dict(read_weights_file(weights), None, weights), weights)
         self._check_size(model, {}, size, model)
-        return self._encoder(model, {}, size, _published(model, size), None)
+        return self._encoder(model, {}, size, _published(model, img_size=size), None)
+
+    def open_pooled(self, model: str, size: int, weights: Path | None) -> Encoder:
+        """A pre-trained network for what it pools, which need not be a vision transformer."""
+        if not timm.is_model(model):
+            raise UsageError(f"{model}: neither a timm model nor a file of weights")
+        with decoding_errors(model), torch.device("meta"):
+            outline: Any = timm.create_model(model, num_classes=0)
+        if hasattr(outline, "patch_embed"):
+            return self.open(model, size, weights)
+        if weights is None:
+            return self._encoder(model, {}, size, _published(model), None)
+        tensors = state_dict(read_weights_file(weights), None, weights)
+        with decoding_errors(f"{weights}, as weights of {model},"):
+            tensors = _filtered(tensors, outline)
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("head.fc.")}
+        network = build_for(lambda: timm.create_model(model, num_classes=0), shapes_of(tensors), weights)
+        load_weights(network, tensors, weights)
+        return self._encoder(model, {}, size, network, weights)
 
     def open_hub_file(self, file: Path, size: int) -> Encoder:
         """An encoder from a file in the layout of timm's hub: its ``config.json`` beside it says which one it is."""
@@ -193,15 +211,19 @@ def _adapted(tensors: Mapping[str, Tensor], outline: Any, source: str) -> dict[s
         if is_transformers_layout(tensors):
             fold = bool(getattr(outline, "no_embed_class", False))
             tensors = timm_names(tensors, side=side, fold_class_position=fold)
-        # What timm does when it loads published weights itself, but then strictly.
-        adapt = getattr(sys.modules[type(outline).__module__], "checkpoint_filter_fn", None)
-        adapted = adapt(dict(tensors), outline) if adapt else dict(tensors)
+        adapted = _filtered(tensors, outline)
     return {name: value for name, value in adapted.items() if not name.startswith("head.")}
 
 
-def _published(model: str, size: int) -> nn.Module:
+def _filtered(tensors: Mapping[str, Tensor], outline: nn.Module) -> dict[str, Tensor]:
+    """What timm does when it loads published weights itself, but then strictly."""
+    adapt = getattr(sys.modules[type(outline).__module__], "checkpoint_filter_fn", None)
+    return adapt(dict(tensors), outline) if adapt else dict(tensors)
+
+
+def _published(model: str, **arguments: Any) -> nn.Module:
     try:
-        return timm.create_model(model, pretrained=True, num_classes=0, img_size=size)
+        return timm.create_model(model, pretrained=True, num_classes=0, **arguments)
     except (OSError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(

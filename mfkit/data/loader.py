@@ -15,6 +15,7 @@ from mfkit.data.order import TrainingOrder
 from mfkit.data.prefetch import ordered_map, prefetch
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
+from mfkit.runtime.distributed import processes
 
 SHUFFLE_SAMPLES, SHUFFLE_BYTES = 2000, 2**30
 """A stream is shuffled among so many of its samples, or among fewer that fit into so many bytes."""
@@ -172,6 +173,15 @@ def all_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Iterator
     """All samples in batches of ``batch_size``, the last one smaller."""
     for _, batch in inference_batches(dataset, batch_size, batch_size, lambda shard: True, workers):
         yield batch
+
+
+def shared_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """Every batch once, in one of the processes."""
+    world = processes()
+    numbered = inference_batches(
+        dataset, batch_size, batch_size, lambda number: number % world.num_processes == world.process_index, workers
+    )
+    return (batch for _, batch in numbered)
 
 
 def _present(readers: Iterable[tuple[int, Callable[[], Sample]]], dataset: Dataset) -> Batch | None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import struct
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -148,16 +149,56 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
         return str(read_array(member, allow_pickle=False))
 
 
+class _RowsInPlace:
+    """Rows of an array that lies in a file as it is, read one at a time."""
+
+    def __init__(self, path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
+        self._path, self._begin, self._nbytes = path, begin, math.prod(shape[1:]) * dtype.itemsize
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        data = os.pread(self._file.fileno(), self._nbytes, self._begin + index * self._nbytes)
+        if len(data) < self._nbytes:
+            raise InputError(f"{self._path} is truncated: image {index} is cut off")
+        return np.frombuffer(bytearray(data), self.dtype).reshape(self.shape[1:])
+
+
+def _in_place(path: Path, name: str) -> _RowsInPlace | None:
+    """An array's rows where they are, whatever there are of them; None where they are packed, or not row by row."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return None
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        name_length, extra_length = struct.unpack("<26x2H", file.read(30))
+        file.seek(name_length + extra_length, os.SEEK_CUR)
+        begin = file.tell()
+        shape, fortran, dtype = array_header(file)
+        head = file.tell() - begin
+        if fortran or not shape or head + math.prod(shape) * dtype.itemsize != entry.file_size:
+            return None
+        return _RowsInPlace(path, file.tell(), shape, dtype)
+
+
 class NpzImages:
     """Random access to the images of such a file."""
 
     def __init__(self, path: Path, size: int | None) -> None:
         """:param size: the side that the images must have; None takes any."""
         self.skips = SkipPolicy()
-        found = read_npz(path, "arr_0", "arr_1")
-        if "arr_0" not in found.arrays:
+        found = read_npz(path, "arr_1")
+        if "arr_0" not in found.names:
             raise InputError(f"{path} is no .npz of images (arr_0, uint8, NHWC)")
-        self._images = found.arrays["arr_0"]
+        try:
+            in_place = _in_place(path, "arr_0")
+        except (OSError, zipfile.BadZipFile, *DECODING_ERRORS) as error:
+            raise InputError(f"{path} cannot be read as .npz: {reason(error)}") from error
+        self._images = in_place or read_npz(path, "arr_0").arrays["arr_0"]
         self.artifact = Artifact(path, "images", found.conditions)
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             held = f"{self._images.dtype} {self._images.shape}"

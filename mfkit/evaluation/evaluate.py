@@ -1,77 +1,287 @@
 """fid: how far generated images are from real ones, with every condition that moves the figure."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from mfkit.artifacts.json_files import parse, read_json
 from mfkit.errors import InputError, UsageError
-from mfkit.evaluation.features import FeatureRequest, open_features
-from mfkit.evaluation.image_set import ImageSet, known_statistics, see_images
+from mfkit.evaluation.features import PUBLISHED_VALIDATION, FeatureExtractor, FeatureRequest, open_features
+from mfkit.evaluation.image_set import ImageSet, Need, known_statistics, see_images
 from mfkit.evaluation.metrics import FID, METRICS
 from mfkit.evaluation.metrics.base import Metric
-from mfkit.evaluation.moments import SUFFIXES, write_statistics
+from mfkit.evaluation.metrics.frechet import frechet_distances
+from mfkit.evaluation.moments import SUFFIXES, Statistics, read_statistics, write_statistics
 
 logger = logging.getLogger(__name__)
 
+PUBLISHED = "imagenet256"
+"""The word for the published validation distances, in place of validation images."""
+_RETRAINING = 0.02
+"""Share of a distance that another seed of the training moves it by (arXiv 2606.20536)."""
 
-def evaluate(
-    samples: str, reference: str, features: FeatureRequest, metrics: Sequence[str] = (), *, count: int | None = None,
-    save_stats: Path | None = None, batch_size: int = 250, workers: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """The metrics of samples against a reference, with the conditions of them all.
 
-    :param metrics: names of the table, besides the Fréchet distance. :param count: samples to use; None is all.
-    :param save_stats: a file for the reference's statistics.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, and how the images are read."""
+
+    features: Sequence[FeatureRequest] = (FeatureRequest(),)
+    """Spaces, all seen in one pass; the first is that of the figures without a name."""
+    metrics: Sequence[str] = ()
+    """Of the table, besides the Fréchet distance."""
+    count: int | None = None
+    """Samples to use; None is all."""
+    groups: int = 1
+    """Of samples: from two on, the standard error of the distance is told, by leaving out one after the other."""
+    validation: str | None = None
+    """Real images that the reference does not hold, or :data:`PUBLISHED`: distances are set against theirs."""
+    save_stats: Path | None = None
+    """A file for the reference's statistics."""
+    against: Path | None = None
+    """An earlier result that this one is compared with."""
+    force: bool = False
+    """Whether a protocol that no paper uses is taken anyway."""
+    batch_size: int = 32
+    workers: int = 0
+
+
+@dataclass
+class _Space:
+    """Features, what is measured in them, and the two sides."""
+
+    name: str
+    extractor: FeatureExtractor
+    metrics: list[Metric]
+    samples: ImageSet | None = None
+    reference: ImageSet | None = None
+
+    def needs(self) -> set[Need]:
+        return {need for metric in self.metrics for need in metric.needs.items()}
+
+    def needs_of_reference(self) -> dict[Need, Metric]:
+        """What the reference's images must be seen for, beyond known statistics, and by which metric."""
+        known = self.reference.statistics if self.reference else {}
+        return {
+            (output, kept): metric
+            for metric in self.metrics
+            for output, kept in metric.needs.items()
+            if not (metric.samples_alone or (kept == "moments" and output in known))
+        }
+
+
+def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict[str, Any]:
+    """The figures of samples against real images, with the conditions of them all. All processes call it.
+
+    :param references: images, or statistics of them, of each space at most once.
     """
-    chosen: list[Metric] = [FID, *(METRICS[name] for name in metrics)]
-    extractor = open_features(features)
-    outputs = {output for metric in chosen for output in metric.outputs}
-    for metric in chosen:
-        if missing := set(metric.outputs) - {*extractor.outputs, "pixels"}:
-            raise UsageError(f"--{metric.name} needs Inception's {missing.pop()}: it needs --features inception")
-    seen = dict(batch_size=batch_size, workers=workers)
-    asked = [f"--{metric.name}" for metric in chosen if not metric.from_statistics]
-    real = known_statistics(reference, extractor, asked)
-    ours = see_images(samples, extractor, outputs, extractor.image_size, count=count, **seen)
-    if real is None:
-        # An .npz is taken as it is; other images are cut to the samples' size.
-        size = extractor.image_size if reference.endswith(".npz") else ours.conditions["size"]
-        needed = {output for metric in chosen if not metric.samples_alone for output in metric.outputs}
-        real = see_images(reference, extractor, needed, size, **seen)
-    _compare_conditions(ours, real)
-    result: dict[str, Any] = {}
-    for metric in chosen:
-        result |= metric.compute(ours, real)
-    if not isfinite(result["frechet_distance"]):
-        raise InputError(f"the distance of {samples} to {reference} is not finite: their features are too large")
-    if trained := ours.conditions.get("trained_spaces"):
-        result |= {"trained_spaces": trained, "untrained": _untrained(samples, reference, ours, real, count, seen)}
-    result |= extractor.conditions | {"samples": ours.conditions, "reference": real.conditions}
-    if save_stats:
-        of = {name: real.moments(name) for name in SUFFIXES if name in real.outputs or name in real.statistics}
-        write_statistics(save_stats, of, extractor.conditions | {"of": real.conditions})
+    if asked.save_stats and len(asked.features) > 1:
+        raise UsageError("--save-stats writes the statistics of one space: give --features one name")
+    statistics = {
+        location: found
+        for location in references
+        if location.endswith(".npz") and (found := read_statistics(Path(location)))
+    }
+    images = [location for location in references if location not in statistics or statistics[location].has_images]
+    if len(images) > 1:
+        raise UsageError(f"--reference {images[1]}: one set of real images is enough, {images[0]}")
+    requests = [replace(one, resize=_resize(one, statistics, force=asked.force)) for one in asked.features]
+    spaces = [_Space(request.features, open_features(request), [FID]) for request in requests]
+    _add_metrics(spaces, asked.metrics)
+    size = _common_size(spaces)
+    for space in spaces:
+        space.reference = _known(statistics, space, images)
+        _check_images(space, images)
+    reading: dict[str, Any] = dict(batch_size=asked.batch_size, workers=asked.workers)
+    views = [(space.extractor, space.needs()) for space in spaces]
+    ours = see_images(samples, views, size, count=asked.count, groups=asked.groups, **reading)
+    for space, seen in zip(spaces, ours, strict=True):
+        space.samples = seen
+    # An .npz is taken as it is; other images are cut to the samples' size.
+    cut = ours[0].conditions["size"]
+    if unseen := [space for space in spaces if space.needs_of_reference()]:
+        own_size = size if images[0].endswith(".npz") else cut
+        views = [(space.extractor, set(space.needs_of_reference())) for space in unseen]
+        for space, seen in zip(unseen, see_images(images[0], views, own_size, **reading), strict=True):
+            space.reference = space.reference.with_images(seen) if space.reference else seen
+    figures = {space.name: _figures(space, asked.groups) for space in spaces}
+    first, result = spaces[0], dict(figures[spaces[0].name])
+    assert first.samples and first.reference
+    if len(spaces) > 1:
+        result["spaces"] = figures
+    if asked.validation:
+        result |= _ratio(spaces, figures, asked.validation, cut, reading)
+    if trained := first.samples.conditions.get("trained_spaces"):
+        distance = figures.get("pixels") or _untrained(samples, images, first.samples, asked.count, reading)
+        result |= {"trained_spaces": trained, "untrained": distance}
+    result |= {"samples": first.samples.conditions, "reference": first.reference.conditions}
+    if asked.save_stats:
+        real = first.reference
+        of = {name: real.moments(name) for name in SUFFIXES if real.has_moments(name)}
+        write_statistics(asked.save_stats, of, first.extractor.conditions | {"of": real.conditions})
+    if asked.against:
+        result["against"] = compare(result, asked.against)
     return result
 
 
+def _resize(request: FeatureRequest, statistics: Mapping[str, Statistics], *, force: bool) -> Any:
+    """How images are resized: as the user says, else as the reference's statistics were.
+
+    :raises UsageError: no paper compares what was asked for with such statistics.
+    """
+    if request.features != "inception":
+        return "clean" if request.resize == "auto" else request.resize
+    said = {str(found.conditions.get("resize", "legacy-tf")) for found in statistics.values() if found.of_inception}
+    unsaid = [location for location, found in statistics.items() if found.of_inception and not found.conditions]
+    if request.resize == "auto":
+        return said.pop() if len(said) == 1 else "clean"
+    if unsaid and request.resize == "clean" and not force:
+        raise UsageError(
+            f"{unsaid[0]} holds statistics that do not say their resize, as ADM's, which were by legacy-tf: --resize "
+            "clean on the samples' side alone makes the distance too large; leave it out, or insist by --force"
+        )
+    return request.resize
+
+
+def _add_metrics(spaces: Sequence[_Space], names: Sequence[str]) -> None:
+    """Each metric to the spaces that give what it needs; one of the pixels to the first."""
+    for metric in (METRICS[name] for name in names):
+        outputs = set(metric.needs) - {"pixels"}
+        able = [space for space in spaces if outputs <= set(space.extractor.outputs)]
+        if not able:
+            missing = outputs - set(spaces[0].extractor.outputs)
+            raise UsageError(f"--{metric.name} needs Inception's {missing.pop()}: it needs --features inception")
+        for space in able if outputs else able[:1]:
+            space.metrics.append(metric)
+
+
+def _common_size(spaces: Sequence[_Space]) -> int | None:
+    sizes = {space.extractor.image_size: space.name for space in spaces if space.extractor.image_size}
+    if len(sizes) > 1:
+        raise UsageError(f"--features: {' and '.join(sizes.values())} take images of different sizes")
+    return next(iter(sizes), None)
+
+
+def _known(statistics: Mapping[str, Statistics], space: _Space, images: Sequence[str]) -> ImageSet | None:
+    """The reference's statistics of a space; None where they are not known, and there are images.
+
+    :raises InputError: there are statistics of other spaces alone.
+    """
+    why: InputError | None = None
+    for location, found in statistics.items():
+        try:
+            if known := known_statistics(location, found, space.extractor):
+                return known
+        except InputError as error:
+            why = why or error
+    if why and not images:
+        raise why
+    return None
+
+
+def _check_images(space: _Space, images: Sequence[str]) -> None:
+    """:raises UsageError: a metric needs images of the reference, and there are none."""
+    needed = space.needs_of_reference()
+    if not needed or images:
+        return
+    assert space.reference
+    (output, kept), metric = next(iter(needed.items()))
+    location = space.reference.conditions["location"]
+    if kept == "moments":
+        raise InputError(f"{location} holds no statistics of Inception's {output} features")
+    raise UsageError(f"--{metric.name} needs the reference's images; {location} holds statistics of them alone")
+
+
+def _figures(space: _Space, groups: int) -> dict[str, Any]:
+    """What is measured in a space, and how sure its distance is."""
+    assert space.samples and space.reference
+    _compare_conditions(space.samples, space.reference)
+    result: dict[str, Any] = {}
+    for metric in space.metrics:
+        result |= metric.compute(space.samples, space.reference)
+    if not isfinite(result["frechet_distance"]):
+        raise InputError(f"the distance in {space.name} is not finite: the features are too large")
+    if groups > 1:
+        result["standard_error"] = _standard_error(space.samples, space.reference, groups)
+    return result | space.extractor.conditions
+
+
+def _standard_error(ours: ImageSet, real: ImageSet, groups: int) -> float:
+    """Of the Fréchet distance, by the jackknife: over the distances without one of the groups of samples."""
+    if ours.conditions["images"] < 2 * groups:
+        raise UsageError(f"--resample {groups}: {ours.conditions['images']} samples are too few for so many groups")
+    parts = [ours.moments("features", without) for without in range(groups)]
+    distances = frechet_distances(parts, real.moments("features"))
+    mean = sum(distances) / groups
+    return float(((groups - 1) / groups * sum((value - mean) ** 2 for value in distances)) ** 0.5)
+
+
+def _ratio(
+    spaces: Sequence[_Space], figures: Mapping[str, Mapping[str, Any]], validation: str, size: int,
+    reading: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """FDr: the mean over the spaces of the samples' distance by that of real images (arXiv 2604.28190)."""
+    if validation == PUBLISHED:
+        if unknown := [space.name for space in spaces if space.name not in PUBLISHED_VALIDATION]:
+            raise UsageError(f"--validation {PUBLISHED}: no distance in {unknown[0]} is published; give images")
+        distances = {space.name: PUBLISHED_VALIDATION[space.name] for space in spaces}
+    else:
+        views: list[tuple[FeatureExtractor, Collection[Need]]] = [
+            (space.extractor, [("features", "moments")]) for space in spaces
+        ]
+        seen = see_images(validation, views, size, **reading)
+        distances = {}
+        for space, held_out in zip(spaces, seen, strict=True):
+            assert space.reference
+            (distances[space.name],) = frechet_distances(
+                [held_out.moments("features")], space.reference.moments("features")
+            )
+    ratios = [figures[name]["frechet_distance"] / distance for name, distance in distances.items()]
+    told = {"of": validation, "validation_distances": distances}
+    return {"fdr": sum(ratios) / len(ratios), "fdr_conditions": told}
+
+
+def compare(result: Mapping[str, Any], other: Path) -> dict[str, Any]:
+    """Whether two results differ by more than noise: that of the images drawn, and that of another training.
+
+    :raises InputError: they were measured otherwise.
+    """
+    before = parse(dict, read_json(other), other)
+    for name in ("features", "features_digest", "resize"):
+        if before.get(name) != result.get(name):
+            raise InputError(f"{other} was measured otherwise: {name} was {before.get(name)}, is {result.get(name)}")
+    digests = [dict(one.get("reference") or {}).get("digest") for one in (before, result)]
+    if digests[0] != digests[1]:
+        raise InputError(f"{other} was measured against another reference")
+    if not all("standard_error" in one for one in (before, result)):
+        raise InputError(f"{other} and this result need --resample, which tells how sure a distance is")
+    errors = [float(one["standard_error"]) for one in (before, result)]
+    distances = [float(one["frechet_distance"]) for one in (before, result)]
+    drawn = 2 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    trained = _RETRAINING * max(distances)
+    difference = distances[1] - distances[0]
+    verdict = "noise" if abs(difference) < max(drawn, trained) else "better" if difference < 0 else "worse"
+    noise = {"of_images": drawn, "of_another_training": trained}
+    return {"file": str(other), "difference": difference, "noise": noise, "verdict": verdict}
+
+
 def _untrained(
-    samples: str, reference: str, ours: ImageSet, real: ImageSet, count: int | None, seen: dict[str, int]
+    samples: str, images: Sequence[str], ours: ImageSet, count: int | None, reading: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The distance in a space that nothing is trained on, beside one that may have been; None without real images."""
     names = ", ".join(one["space"] for one in ours.conditions["trained_spaces"])
     logger.warning("%s: the model was trained by its distance in %s, where a figure is no evidence", samples, names)
-    extractor, size = open_features(FeatureRequest(features="pixels")), ours.conditions["size"]
-    try:
-        alone = known_statistics(reference, extractor, [])
-    except InputError:  # of other features
-        alone = real
-    if alone:
-        logger.warning("%s holds statistics alone: give its images, for a space that was not trained on", reference)
+    if not images:
+        logger.warning("the reference is statistics alone: give its images, for a space that was not trained on")
         return None
-    one = see_images(samples, extractor, ("features",), size, count=count, **seen)
-    other = see_images(reference, extractor, ("features",), None if reference.endswith(".npz") else size, **seen)
-    return FID.compute(one, other) | {"features": extractor.conditions["features"]}
+    size, (reference,) = ours.conditions["size"], images
+    space = _Space("pixels", open_features(FeatureRequest(features="pixels")), [FID])
+    views = [(space.extractor, space.needs())]
+    (space.samples,) = see_images(samples, views, size, count=count, **reading)
+    (space.reference,) = see_images(reference, views, None if reference.endswith(".npz") else size, **reading)
+    return FID.compute(space.samples, space.reference) | {"features": space.extractor.conditions["features"]}
 
 
 def _compare_conditions(ours: ImageSet, real: ImageSet) -> None:

@@ -3,33 +3,47 @@
 To add one: a function that opens it, and a line in :data:`EXTRACTORS`.
 """
 
-import os
-import sys
-from collections.abc import Callable, Collection
-from contextlib import redirect_stdout
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mfkit.artifacts.artifact import file_digest
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import UsageError
 from mfkit.formats.hub import resolve
 from mfkit.runtime.distributed import processes
 
-Resize = Literal["clean", "legacy-tf"]
-INCEPTION_WIDTH = 2048
-_INCEPTION_SIZE = 299
-_INCEPTION_DIGEST = "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-"""Of ``inception-2015-12-05.pt``. It is TorchScript, a program: what was fetched is run only where it is this one."""
-_TIMM_SIZE = 224
-"""Side of the input of a timm encoder, as FD-DINOv2 is defined."""
+Resize = Literal["auto", "clean", "legacy-tf"]
+
+
+@dataclass(frozen=True)
+class _TimmSpace:
+    """The pooled features of a network of timm."""
+
+    model: str
+    size: int = 224
+    """Side of its input, as FD-DINOv2 is defined."""
+    resize: int | None = None
+    """Side to which pictures are resized before they are cut to that, where it is another."""
+
+
+_NAMED = {
+    "dinov2": _TimmSpace("vit_large_patch14_dinov2.lvd142m", 252, 256),  # the whole patches of 256 pixels
+    "mae": _TimmSpace("vit_large_patch16_224.mae"),
+    "clip": _TimmSpace("vit_large_patch14_clip_224.openai"),
+    "siglip2": _TimmSpace("vit_so400m_patch14_siglip_224.v2_webli"),
+    "convnext": _TimmSpace("convnextv2_base.fcmae_ft_in22k_in1k"),
+}
+"""Short names, of the spaces of FDr (arXiv 2604.28190)."""
+PUBLISHED_VALIDATION = {
+    "inception": 1.68, "convnext": 56.87, "dinov2": 14.19, "mae": 0.04, "siglip2": 0.60, "clip": 5.60,
+}  # fmt: skip
+"""Distance of ImageNet's validation images to its training images at 256 pixels in them, as that paper gives it."""
 _PIXELS = 8
 """Side to which pictures are pooled to be compared as they are."""
 
@@ -39,9 +53,10 @@ class FeatureRequest:
     """Which features the user wants."""
 
     features: str = "inception"
-    resize: Resize = "clean"
+    resize: Resize = "auto"
+    """``auto`` is clean, unless statistics that are compared with were resized otherwise."""
     inception: Path | None = None
-    """Local copy of Inception's TorchScript file."""
+    """Local copy of Inception's weights."""
     features_weights: str | None = None
     """Local copy of the weights of a timm model, or its place on the hub."""
 
@@ -51,29 +66,60 @@ class FeatureExtractor:
     """What images are turned into, and how a result says it."""
 
     extract: Callable[[Tensor, Collection[str]], dict[str, Tensor]]
-    """(images (B, 3, S, S) uint8, names of outputs) -> each (B, D) float32, on the CPU."""
+    """(inputs (B, …), names of outputs) -> each (B, D) float32, on the CPU."""
     outputs: Collection[str]
     """What it can give: ``features``, and perhaps ``probabilities`` of classes and ``spatial`` features."""
     conditions: dict[str, Any]
     differentiable: Callable[[Tensor], Tensor]
     """Images (B, 3, S, S) in [0, 1], on the network's device, to ``features`` (B, D) float32, with a gradient."""
+    prepare: Callable[[Tensor], Tensor] | None = None
+    """Makes the input of an image (3, S, S) uint8, such as by resizing, on whatever thread; None is the image."""
     image_size: int | None = None
     """Side that the images must have; None takes any."""
+
+    def of_images(self, images: Tensor, outputs: Collection[str] = ("features",)) -> dict[str, Tensor]:
+        """Of images (B, 3, S, S) uint8."""
+        if self.prepare is not None:
+            images = torch.stack([self.prepare(image) for image in images])
+        return self.extract(images, outputs)
+
+
+def requested(
+    names: str, weights: Sequence[str] = (), *, resize: Resize = "auto", inception: Path | None = None
+) -> list[FeatureRequest]:
+    """What ``--features A,B,…`` asks for.
+
+    :param weights: of timm's networks: ``FILE`` where there is one of them, else ``NAME=FILE``.
+    """
+    wanted = [name for name in names.split(",") if name]
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise UsageError(f"--features {names}: give names or files, each once")
+    of_timm = [name for name in wanted if name not in EXTRACTORS and not name.endswith(".safetensors")]
+    files = {}
+    for one in weights:
+        name, _, file = one.partition("=") if one.partition("=")[0] in wanted else ("".join(of_timm[:1]), "", one)
+        if name not in of_timm or (name != one.partition("=")[0] and len(of_timm) > 1):
+            raise UsageError(f"--features-weights {one}: give NAME=FILE, of a timm model among --features")
+        files[name] = file
+    if inception and "inception" not in wanted:
+        raise UsageError("--inception is the file of --features inception")
+    if resize == "legacy-tf" and "inception" not in wanted:
+        raise UsageError(f"--resize {resize} is Inception's way; it needs --features inception")
+    return [
+        FeatureRequest(
+            features=name, features_weights=files.get(name),
+            resize=resize if name == "inception" else "auto", inception=inception if name == "inception" else None,
+        )
+        for name in wanted
+    ]  # fmt: skip
 
 
 def open_features(request: FeatureRequest) -> FeatureExtractor:
     """The extractor that ``--features`` names: of the table, an RAE's file, or a timm model."""
     name = request.features
-    if name != "inception" and request.inception:
-        raise UsageError("--inception is the file of --features inception")
-    if name != "inception" and request.resize != "clean":
-        raise UsageError(f"--resize {request.resize} is Inception's way; it needs --features inception")
-    is_file = name.endswith(".safetensors")
-    if request.features_weights and (name in EXTRACTORS or is_file):
-        raise UsageError("--features-weights gives a timm model its weights; name it with --features")
     if name in EXTRACTORS:
         return EXTRACTORS[name](request)
-    return rae_features(Path(name)) if is_file else _timm(request)
+    return rae_features(Path(name)) if name.endswith(".safetensors") else _timm(request)
 
 
 def rae_features(path: Path) -> FeatureExtractor:
@@ -95,99 +141,70 @@ def rae_features(path: Path) -> FeatureExtractor:
         "features": "RAE encoder, mean of the standardised patch tokens", "features_digest": file.artifact.digest,
         "resize": f"bicubic to {size} where needed",
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features",), conditions, mean_token, size)
+    return FeatureExtractor(extract, ("features",), conditions, mean_token, image_size=size)
 
 
 def _timm(request: FeatureRequest) -> FeatureExtractor:
-    """What a timm ViT pools, such as DINOv2's class token (FD-DINOv2, arXiv 2306.04675)."""
+    """What a network of timm pools, such as DINOv2's class token (FD-DINOv2, arXiv 2306.04675)."""
     from mfkit.autoencoders.timm_encoder import TIMM
 
-    name, device = request.features, processes().device
-    encoder = TIMM.open(name, _TIMM_SIZE, resolve(request.features_weights) if request.features_weights else None)
+    name, device = request.features.removeprefix("timm:"), processes().device
+    space = _NAMED.get(name, _TimmSpace(name))
+    weights = resolve(request.features_weights) if request.features_weights else None
+    encoder = TIMM.open_pooled(space.model, space.size, weights)
     network = encoder.network.to(device).eval().requires_grad_(False)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (encoder.mean, encoder.std))
-    resize = _pil_bicubic(_TIMM_SIZE)
+    side = space.resize or space.size
+    resize = _pil_bicubic(side)
+
+    def prepare(image: Tensor) -> Tensor:
+        return resize(image)[:, : space.size, : space.size]
 
     def pooled(images: Tensor) -> Tensor:
         return network((images - shift) / scale).flatten(1).float()
 
     @torch.no_grad()
-    def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        return {"features": pooled(resize(images).to(device) / 255).cpu()}
+    def extract(resized: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        return {"features": pooled(resized.to(device) / 255).cpu()}
 
     def differentiable(images: Tensor) -> Tensor:
-        return pooled(_antialiased_bicubic(images, _TIMM_SIZE))
+        return pooled(_antialiased_bicubic(images, side)[:, :, : space.size, : space.size])
 
     digest = sha256()
     for value in network.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())
     conditions = {
-        "features": f"{name}, pooled", "features_digest": f"weights-sha256:{digest.hexdigest()}",
-        "resize": f"clean (PIL bicubic) to {_TIMM_SIZE}",
+        "features": f"{space.model}, pooled", "features_digest": f"weights-sha256:{digest.hexdigest()}",
+        "resize": f"clean (PIL bicubic) to {side}" + ("" if side == space.size else f", cut to {space.size}"),
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features",), conditions, differentiable)
+    return FeatureExtractor(extract, ("features",), conditions, differentiable, prepare)
 
 
 def _inception(request: FeatureRequest) -> FeatureExtractor:
-    """The 2,048 pool features of Inception V3, by the TorchScript file that clean-fid uses (arXiv 2104.11222).
+    """The 2,048 pool features of Inception V3.
 
-    ``clean`` resizes with antialiasing before the network; ``legacy-tf`` without, as ADM's evaluation and the original
-    FID do.
+    ``clean`` resizes with antialiasing before the network (arXiv 2104.11222); ``legacy-tf`` without, as ADM's
+    evaluation and the original FID do.
     """
-    device, clean = processes().device, request.resize == "clean"
-    network, file = _open_inception(device, request.inception)
-    resize = _pil_bicubic(_INCEPTION_SIZE) if clean else Tensor.float
+    from mfkit.evaluation.inception import OUTPUTS, SIZE, open_inception
+
+    device, clean = processes().device, request.resize != "legacy-tf"
+    network, file = open_inception(device, request.inception)
 
     @torch.no_grad()
     def extract(images: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        pixels = resize(images).to(device)
-        found = {}
-        if "features" in outputs and clean:
-            found["features"] = network.layers((pixels - 128) / 128)
-        elif "features" in outputs:
-            found["features"] = network(pixels, return_features=True)
-        if "probabilities" in outputs:
-            found["probabilities"] = network(pixels, no_output_bias=True)
-        if "spatial" in outputs:
-            of_size = pixels if clean else _tf1_bilinear(pixels, _INCEPTION_SIZE)
-            found["spatial"] = _spatial(network.layers, (of_size - 128) / 128)
+        found = network.evaluate(images.to(device).float(), outputs, resized=clean)
         return {name: value.flatten(1).float().cpu() for name, value in found.items()}
 
     def differentiable(images: Tensor) -> Tensor:
-        if clean:
-            found = network.layers((255 * _antialiased_bicubic(images, _INCEPTION_SIZE) - 128) / 128)
-        else:
-            found = network(255 * images, return_features=True)
-        return found.flatten(1).float()
+        pixels = 255 * (_antialiased_bicubic(images, SIZE) if clean else images)
+        return network.evaluate(pixels, ["features"], resized=clean)["features"].float()
 
     conditions = {
-        "features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(file), "resize": request.resize
+        "features": "Inception V3 (2015-12-05), pool", "features_digest": file_digest(file),
+        "resize": "clean" if clean else "legacy-tf",
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features", "probabilities", "spatial"), conditions, differentiable)
-
-
-_BEFORE_MIXED_6 = (
-    "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1", "mixed", *(f"mixed_{i}" for i in range(1, 6))
-)  # fmt: skip
-
-
-def _spatial(layers: Any, pixels: Tensor) -> Tensor:
-    """(B, 17, 17, 7): the first 7 channels of ``mixed_6/conv``, as ADM's evaluation takes them for sFID."""
-    for name in _BEFORE_MIXED_6:
-        pixels = getattr(layers, name)(pixels)
-    return layers.mixed_6.conv(pixels)[:, :7].movedim(1, -1)
-
-
-def _tf1_bilinear(images: Tensor, size: int) -> Tensor:
-    """TensorFlow 1's bilinear resize of (B, C, H, W), as in Inception's own graph: pixel i is taken at i * H / size."""
-    for axis in (2, 3):
-        length = images.shape[axis]
-        place = torch.arange(size, device=images.device) * (length / size)
-        below = place.long()
-        share = (place - below).view((1, 1, -1, 1) if axis == 2 else (-1,))
-        above = (below + 1).clamp(max=length - 1)
-        images = images.index_select(axis, below).lerp(images.index_select(axis, above), share)
-    return images
+    return FeatureExtractor(extract, OUTPUTS, conditions, differentiable, _pil_bicubic(SIZE) if clean else None)
 
 
 def _pixels(request: FeatureRequest) -> FeatureExtractor:
@@ -212,47 +229,18 @@ EXTRACTORS: dict[str, Callable[[FeatureRequest], FeatureExtractor]] = {
 }
 
 
-def _open_inception(device: torch.device, file: Path | None) -> tuple[Any, Path]:
-    """The network, and its file."""
-    try:
-        file = file or _download_inception()
-        network = torch.jit.load(file, map_location=device).eval()
-    except (URLError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"Inception's weights cannot be loaded ({reason}); pass --inception FILE, or other --features"
-        ) from error
-    if not hasattr(network, "layers"):
-        raise InputError(f"{file} is TorchScript of another network than inception-2015-12-05.pt")
-    return network, file
-
-
-def _download_inception() -> Path:
-    """clean-fid's copy of Inception, in the user's own cache, where no one else puts a program."""
-    from cleanfid.downloads_helper import check_download_inception
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mfkit"
-    folder.mkdir(parents=True, exist_ok=True)
-    with redirect_stdout(sys.stderr):  # where standard output is kept for results
-        file = Path(check_download_inception(fpath=str(folder)))
-    if file_digest(file) != _INCEPTION_DIGEST:
-        raise InputError(f"{file} is not the published inception-2015-12-05.pt, or not all of it: remove it")
-    return file
-
-
 def _antialiased_bicubic(images: Tensor, size: int) -> Tensor:
     """What clean-fid's resize does, of images in [0, 1], with a gradient."""
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _pil_bicubic(size: int) -> Callable[[Tensor], Tensor]:
-    """clean-fid's resize: Pillow's bicubic, per colour, not rounded. float32 in [0, 255]."""
+    """clean-fid's resize of an image: Pillow's bicubic, per colour, not rounded. float32 in [0, 255]."""
     from cleanfid.resize import make_resizer
 
     resize = make_resizer("PIL", False, "bicubic", (size, size))
 
-    def apply(images: Tensor) -> Tensor:
-        arrays = [resize(image.permute(1, 2, 0).numpy()) for image in images]
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    def apply(image: Tensor) -> Tensor:
+        return torch.from_numpy(resize(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
 
     return apply

@@ -1,24 +1,26 @@
 """One of the two sets of images that an evaluation compares: seen image by image, or known by its statistics."""
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import Subset
 
 from mfkit.artifacts.artifact import INDEX_NAME, file_digest
 from mfkit.data.dataset import MapDataset
-from mfkit.data.images import ImageDataset, ImageFolder, open_images
-from mfkit.data.loader import Dataset, all_batches
+from mfkit.data.images import ImageDataset, ImageFolder, ImageSample, open_images
+from mfkit.data.loader import Dataset, shared_batches
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
-from mfkit.evaluation.features import INCEPTION_WIDTH, FeatureExtractor
-from mfkit.evaluation.moments import Moments, Statistics, read_statistics
+from mfkit.evaluation.features import FeatureExtractor
+from mfkit.evaluation.moments import Moments, Statistics
+from mfkit.evaluation.reducers import REDUCERS, MomentsOf, Reducer, Rows
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -28,79 +30,111 @@ _SAMPLING_CONDITIONS = (
 )  # fmt: skip
 
 
+Need = tuple[str, str]
+"""Which output of a feature extractor, or the ``pixels``, and what is kept of it, of
+:data:`~mfkit.evaluation.reducers.REDUCERS`."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images as a feature extractor sees them, or statistics alone."""
 
     conditions: dict[str, Any]
-    outputs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of the extractor, (N, D) each, and ``pixels`` (N, 3, S, S) uint8 where they are wanted; empty for statistics."""
+    seen: Mapping[Need, Reducer] = field(default_factory=dict)
     labels: Tensor | None = None
+    """(N,), of images whose rows are kept."""
     statistics: Mapping[str, Moments] = field(default_factory=dict)
 
-    def moments(self, output: str) -> Moments:
+    def moments(self, output: str, without: int | None = None) -> Moments:
         """Mean and covariance of an output.
 
-        :raises InputError: only other statistics were given.
+        :param without: a group of images to leave out.
         """
-        if output in self.outputs:
-            return Moments.of(self.outputs[output].numpy())
-        if output not in self.statistics:
-            raise InputError(f"{self.conditions['location']} holds no statistics of Inception's {output} features")
-        return self.statistics[output]
+        if output in self.statistics:
+            return self.statistics[output]
+        found = self.seen[output, "moments"]
+        assert isinstance(found, MomentsOf)
+        return found.moments(without)
+
+    def with_images(self, seen: "ImageSet") -> "ImageSet":
+        """Known statistics, and images for what these do not tell."""
+        conditions = self.conditions | {"images_seen": seen.conditions["images"]}
+        return replace(self, conditions=conditions, seen=seen.seen, labels=seen.labels)
+
+    def has_moments(self, output: str) -> bool:
+        return (output, "moments") in self.seen or output in self.statistics
+
+    def rows(self, output: str) -> Tensor:
+        """(N, D) float32 of an output; (N, 3, S, S) uint8 of the ``pixels``."""
+        found = self.seen[output, "rows"]
+        assert isinstance(found, Rows)
+        return found.rows()
 
 
 def see_images(
-    location: str, extractor: FeatureExtractor, outputs: Collection[str], size: int | None, *, batch_size: int,
-    workers: int, count: int | None = None,
-) -> ImageSet:  # fmt: skip
-    """The images that an IMAGES argument names.
+    location: str, views: Sequence[tuple[FeatureExtractor, Collection[Need]]], size: int | None, *, batch_size: int,
+    workers: int, count: int | None = None, groups: int = 1,
+) -> list[ImageSet]:  # fmt: skip
+    """The images that an IMAGES argument names, as each extractor sees them, in one pass. All processes call it.
 
-    :param outputs: of the extractor, and perhaps ``pixels``.
-    :param size: to which they are cut, where it is given.
-    :param count: how many of them, spread evenly; None is all.
+    They share the images; each holds in the end what all have seen.
+
+    :param views: extractors, and what is wanted of each.
+    :param size: to which images are cut, where it is given. :param workers: threads that read, decode and resize.
+    :param count: how many of them, spread evenly; None is all. :param groups: of moments.
     """
     dataset = open_images(location, size)
     conditions = _conditions(dataset, location)
-    extracted = [name for name in outputs if name in extractor.outputs]
-    columns: dict[str, list[Tensor]] = {name: [] for name in (*extracted, "labels")}
-    pixels = []
-    for batch in all_batches(_subset(dataset, count), batch_size, workers):
+    wanted = [
+        {(output, kept): MomentsOf(groups) if kept == "moments" else REDUCERS[kept]() for output, kept in needs}
+        for _, needs in views
+    ]  # fmt: skip
+    labels = Rows()
+    sizes: set[int] = set()
+    source = _prepared(_subset(dataset, count), [extractor.prepare for extractor, _ in views])
+    total = None if isinstance(source, StreamDataset) else -(-len(source) // (batch_size * processes().num_processes))
+    for batch in progress(shared_batches(source, batch_size, workers), unit="batch", total=total):
         images = batch.columns["image"]
-        for name, value in extractor.extract(images, extracted).items():
-            columns[name].append(value)
-        columns["labels"].append(batch.columns["label"])
-        pixels += [images] if "pixels" in outputs else []
-    if sum(map(len, columns["labels"])) < 2:
+        sizes.add(images.shape[-1])
+        labels.add(batch.positions, batch.columns["label"])
+        for number, ((extractor, _), reducers) in enumerate(zip(views, wanted, strict=True)):
+            outputs = {output for output, _ in reducers} & set(extractor.outputs)
+            found = extractor.extract(batch.columns.get(f"prepared {number}", images), outputs) if outputs else {}
+            for (output, _), reducer in reducers.items():
+                reducer.add(batch.positions, images if output == "pixels" else found[output])
+    for reducer in (labels, *(reducer for reducers in wanted for reducer in reducers.values())):
+        reducer.share()
+    known = labels.rows()
+    if len(known) < 2:
         raise InputError(f"{location}: a Fréchet distance needs two images or more on either side")
-    found = {name: torch.cat(values) for name, values in columns.items()}
-    labels = found.pop("labels")
-    found |= {"pixels": torch.cat(pixels)} if pixels else {}
-    return ImageSet({**conditions, "images": len(labels), "size": images.shape[-1]}, found, labels)
+    conditions |= {"images": len(known), "size": max(gather_object(list(sizes)))}
+    of_class = known.long().bincount()
+    if len(of_class) > 1:
+        conditions["images_per_class"] = sorted({int(of_class.min()), int(of_class.max())})
+    return [ImageSet(conditions, reducers, known) for reducers in wanted]
 
 
-def known_statistics(location: str, extractor: FeatureExtractor, asked: Collection[str]) -> ImageSet | None:
-    """The statistics in a reference's file, where it holds them and they are enough; None where it has images.
+def _prepared(dataset: Dataset, prepare: Sequence[Callable[[Tensor], Tensor] | None]) -> Dataset:
+    """Samples with what each extractor takes of their image, made by the threads that read."""
 
-    :param asked: the options given that need the images themselves.
-    """
-    path = Path(location)
-    found = read_statistics(path) if path.suffix == ".npz" else None
-    if not found:
-        return None
+    def with_inputs(sample: ImageSample) -> ImageSample:
+        inputs = {f"prepared {number}": of(sample["image"]) for number, of in enumerate(prepare) if of is not None}
+        return sample | inputs
+
+    if isinstance(dataset, StreamDataset):
+        decode = dataset.decode
+        dataset.decode = lambda raw: with_inputs(decode(raw))
+        return dataset
+    return _Selected(dataset, range(len(dataset)), with_inputs)
+
+
+def known_statistics(location: str, found: Statistics, extractor: FeatureExtractor) -> ImageSet | None:
+    """A reference by the statistics in its file; None where these are of other features, and it has the images too."""
     mismatch = _mismatch(found, extractor)
-    if found.has_images and (asked or mismatch):
+    if mismatch and found.has_images:
         return None
-    if asked:
-        raise UsageError(f"{next(iter(asked))} needs the reference's images; {location} holds statistics of them alone")
     if mismatch:
         raise InputError(f"{location} holds statistics of other features ({mismatch}), and no images")
-    resize = extractor.conditions["resize"]
-    if not found.conditions and resize != "legacy-tf":
-        logger.warning(
-            "%s does not say how its images were resized; ADM's reference batches were by legacy-tf, and with --resize "
-            "%s on the samples' side alone the distance is too large", location, resize,
-        )  # fmt: skip
     of = {name: value for name, value in asdict(found.of).items() if value is not None}
     conditions = {"location": location, "digest": found.digest, "images": found.of.images, "size": found.of.size}
     return ImageSet(conditions | ({"of": found.conditions.get("of")} if of else {}), statistics=found.moments)
@@ -109,20 +143,27 @@ def known_statistics(location: str, extractor: FeatureExtractor, asked: Collecti
 def _mismatch(found: Statistics, extractor: FeatureExtractor) -> str:
     """In what statistics are not of these features, as far as their file says it; empty where they are."""
     if not found.conditions:
-        width = len(found.moments["features"].mean)
-        fits = "probabilities" in extractor.outputs and width == INCEPTION_WIDTH
-        return "" if fits else f"{width} dimensions"
+        fits = "probabilities" in extractor.outputs and found.of_inception
+        return "" if fits else f"{len(found.moments['features'].mean)} dimensions"
     names = ("features", "resize", "features_digest")
     odd = [name for name in names if found.conditions.get(name) != extractor.conditions.get(name)]
     return "; ".join(f"{name}: {found.conditions.get(name)}, not {extractor.conditions.get(name)}" for name in odd)
 
 
-class _Evenly(Subset):
-    """Some samples of a dataset, spread evenly over it, since a folder is sorted by class."""
+class _Selected:
+    """Some samples of a dataset, changed."""
 
-    def __init__(self, dataset: MapDataset, count: int) -> None:
-        super().__init__(cast(Any, dataset), [place * len(dataset) // count for place in range(count)])
+    def __init__(
+        self, dataset: MapDataset, places: Sequence[int], change: Callable[[ImageSample], ImageSample] = dict
+    ) -> None:
         self.artifact, self.skips = dataset.artifact, SkipPolicy()
+        self._dataset, self._places, self._change = dataset, places, change
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> ImageSample:
+        return self._change(self._dataset[self._places[index]])
 
 
 def _subset(dataset: ImageDataset, count: int | None) -> Dataset:
@@ -132,7 +173,8 @@ def _subset(dataset: ImageDataset, count: int | None) -> Dataset:
         raise UsageError("--count needs a set of a known size, not a stream")
     if count > len(dataset):
         raise UsageError(f"--count {count}: there are only {len(dataset)} images")
-    return _Evenly(dataset, count)
+    # A folder is sorted by class.
+    return _Selected(dataset, [place * len(dataset) // count for place in range(count)])
 
 
 def _conditions(dataset: ImageDataset, location: str) -> dict[str, Any]:

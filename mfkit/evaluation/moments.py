@@ -15,6 +15,7 @@ from mfkit.artifacts.json_files import parse
 from mfkit.data.npz import Npz, read_npz
 from mfkit.errors import InputError
 
+INCEPTION_WIDTH = 2048
 SUFFIXES = {"features": "", "spatial": "_s"}
 """What stands behind ``mu`` and ``sigma`` in such a file, by the features that they are of."""
 
@@ -29,8 +30,46 @@ class Moments:
     @classmethod
     def of(cls, features: NDArray[np.floating]) -> "Moments":
         """:param features: (N, D), N >= 2."""
-        features = features.astype(np.float64)
-        return cls(features.mean(0), np.cov(features, rowvar=False).reshape(2 * features.shape[1:]))
+        sums = MomentSums()
+        sums.add(features)
+        return sums.moments()
+
+
+class MomentSums:
+    """Number, mean and scatter of features that come batch by batch, in float64 (Chan, Golub, LeVeque 1983).
+
+    The scatter is the sum of the outer products of the deviations from the mean: no large sums are subtracted.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: NDArray[np.float64] = np.zeros(0)
+        self._scatter: NDArray[np.float64] = np.zeros((0, 0))
+
+    def add(self, features: NDArray[np.floating]) -> None:
+        """:param features: (B, D)."""
+        if len(features):
+            features = features.astype(np.float64)
+            mean = features.mean(0)
+            features -= mean
+            self._merge(len(features), mean, features.T @ features)
+
+    def merge(self, other: "MomentSums") -> None:
+        if other.count:
+            self._merge(other.count, other._mean, other._scatter)
+
+    def _merge(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
+        if not self.count:
+            self.count, self._mean, self._scatter = count, mean, scatter.copy()
+            return
+        total, gap = self.count + count, mean - self._mean
+        self._scatter += scatter + np.outer(gap * (self.count * count / total), gap)
+        self._mean = self._mean + gap * (count / total)
+        self.count = total
+
+    def moments(self) -> Moments:
+        """Of two or more rows."""
+        return Moments(self._mean, self._scatter / (self.count - 1))
 
 
 @dataclass(frozen=True)
@@ -54,6 +93,12 @@ class Statistics:
     of: OfImages = field(default_factory=OfImages)
     has_images: bool = False
     digest: str = ""
+
+    @property
+    def of_inception(self) -> bool:
+        """As far as the file says it, or its size."""
+        said = str(self.conditions.get("features", ""))
+        return said.startswith("Inception") if said else len(self.moments["features"].mean) == INCEPTION_WIDTH
 
 
 def read_statistics(path: Path) -> Statistics | None:

@@ -18,7 +18,7 @@ from mfkit.data.loader import inference_batches
 from mfkit.errors import InputError, UsageError
 from mfkit.evaluation.features import FeatureExtractor, FeatureRequest, open_features
 from mfkit.evaluation.image_set import known_statistics, see_images
-from mfkit.evaluation.moments import Moments
+from mfkit.evaluation.moments import Moments, read_statistics
 from mfkit.flow.objectives.base import OWN_ENCODER, Features, SpaceRequest
 from mfkit.flow.views import VIEWS
 from mfkit.runtime.distributed import processes
@@ -117,7 +117,8 @@ def _reference(
         if location.endswith(".npz") and not Path(location).exists():
             raise InputError(f"{location} does not exist")
         try:
-            known = known_statistics(location, extractor, [])
+            found = read_statistics(Path(location)) if location.endswith(".npz") else None
+            known = known_statistics(location, found, extractor) if found else None
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -130,9 +131,8 @@ def _reference(
     if len(images) > 1:
         raise UsageError(f"--reference {images[1]}: one set of real images is enough, {images[0]}")
     (location,) = images
-    return lambda: see_images(location, extractor, ["features"], size, batch_size=250, workers=workers).moments(
-        "features"
-    )
+    views = [(extractor, [("features", "moments")])]
+    return lambda: see_images(location, views, size, batch_size=250, workers=workers)[0].moments("features")
 
 
 def _artifacts(references: Sequence[str]) -> dict[str, Artifact]:

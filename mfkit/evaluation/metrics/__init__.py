@@ -7,12 +7,14 @@ from mfkit.evaluation.metrics.diversity import Diversity
 from mfkit.evaluation.metrics.frechet import FrechetDistance
 from mfkit.evaluation.metrics.inception_score import InceptionScore
 from mfkit.evaluation.metrics.kernel import KernelDistance
-from mfkit.evaluation.metrics.precision_recall import PrecisionRecall
+from mfkit.evaluation.metrics.precision_recall import DensityCoverage, PrecisionRecall
 from mfkit.evaluation.metrics.spatial import SpatialDistance
 from mfkit.setting import Settings, setting
 
 FID = FrechetDistance()
 """Always computed."""
+ALIASES = {"is": "inception-score"}
+"""Of ``--metrics``."""
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -21,6 +23,7 @@ METRICS: dict[str, Metric] = {
         KernelDistance(),
         InceptionScore(),
         PrecisionRecall(),
+        DensityCoverage(),
         Diversity(),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -16,10 +16,9 @@ class Metric(ABC):
     name: ClassVar[str]
     """Of its option."""
     help: ClassVar[str]
-    outputs: ClassVar[Collection[str]]
-    """Of the feature extractor: ``features``, ``probabilities``, …; or the ``pixels`` themselves."""
-    from_statistics: ClassVar[bool] = False
-    """Whether mean and covariance of the reference are enough."""
+    needs: ClassVar[Mapping[str, str]]
+    """What is kept, :data:`~mfkit.evaluation.reducers.REDUCERS`, of which output of the feature extractor:
+    ``features``, ``probabilities``, …; or of the ``pixels`` themselves."""
     samples_alone: ClassVar[bool] = False
     """Whether it does not look at the reference."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mfkit.errors import UsageError
 from mfkit.evaluation.metrics.base import Metric
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 class Diversity(Metric):
     name = "diversity"
     help = "Compare the pixels too: variance within classes, nearest real images."
-    outputs = ("pixels",)
+    needs: ClassVar = {"pixels": "rows"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
-        if samples.outputs["pixels"].shape[1:] != reference.outputs["pixels"].shape[1:]:
+        images, real = (side.rows("pixels").float() / 255 for side in (samples, reference))
+        if images.shape[1:] != real.shape[1:]:
             raise UsageError("--diversity compares pixels; the images are of unequal sizes")
-        images, real = (side.outputs["pixels"].float() / 255 for side in (samples, reference))
         nearest = nearest_distances(images, real)
         quantiles = nearest.quantile(nearest.new_tensor([0.05, 0.5, 0.95])).tolist()
         result = {"nearest_reference_distance": dict(zip(("5%", "median", "95%"), quantiles, strict=True))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mfkit.evaluation.metrics.base import Metric
 
@@ -19,10 +19,10 @@ _SUBSET_SIZE = 1000
 class KernelDistance(Metric):
     name = "kid"
     help = f"KID too, over {_SUBSETS} subsets of at most {_SUBSET_SIZE:,} images."
-    outputs = ("features",)
+    needs: ClassVar = {"features": "rows"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
-        ours, theirs = (side.outputs["features"].numpy() for side in (samples, reference))
+        ours, theirs = (side.rows("features").numpy() for side in (samples, reference))
         subsets = {"count": _SUBSETS, "size": min(_SUBSET_SIZE, len(ours), len(theirs))}
         return {"kernel_distance": kernel_distance(ours, theirs), "kernel_distance_subsets": subsets}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mfkit.errors import InputError
 from mfkit.evaluation.metrics.base import Metric
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mfkit.evaluation.image_set import ImageSet
 
-_NEIGHBOURS = 3
+_NEIGHBOURS, _PRDC_NEIGHBOURS = 3, 5
 _ROWS = 1024
 """Rows of a distance matrix held at a time."""
 
@@ -20,14 +20,43 @@ _ROWS = 1024
 class PrecisionRecall(Metric):
     name = "precision-recall"
     help = f"Precision and recall too, by {_NEIGHBOURS} nearest neighbours."
-    outputs = ("features",)
+    needs: ClassVar = {"features": "rows"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
-        ours, theirs = samples.outputs["features"], reference.outputs["features"]
+        ours, theirs = samples.rows("features"), reference.rows("features")
         if min(len(ours), len(theirs)) <= _NEIGHBOURS:
             raise InputError(f"precision and recall need more than {_NEIGHBOURS} images on either side")
         precision, recall = precision_recall(ours, theirs, _NEIGHBOURS)
         return {"precision": precision, "recall": recall}
+
+
+class DensityCoverage(Metric):
+    name = "prdc"
+    help = f"Precision, recall, density and coverage too, by {_PRDC_NEIGHBOURS} nearest neighbours (arXiv 2002.09797)."
+    needs: ClassVar = {"features": "rows"}
+
+    def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
+        ours, theirs = samples.rows("features"), reference.rows("features")
+        if min(len(ours), len(theirs)) <= _PRDC_NEIGHBOURS:
+            raise InputError(f"prdc needs more than {_PRDC_NEIGHBOURS} images on either side")
+        precision, recall = precision_recall(ours, theirs, _PRDC_NEIGHBOURS)
+        density, coverage = density_coverage(ours, theirs, _PRDC_NEIGHBOURS)
+        found = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+        return {"prdc": found | {"neighbours": _PRDC_NEIGHBOURS}}
+
+
+def density_coverage(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[float, float]:
+    """How many balls of reference points a sample lies in, by k; share of the balls that hold a sample.
+
+    :param samples: (N, D), :param reference: (M, D); M > ``neighbours``.
+    """
+    import torch
+
+    radii = _radii(reference, neighbours)
+    counts = torch.zeros(len(reference), dtype=torch.float64)
+    for part in samples.split(_ROWS):
+        counts += (torch.cdist(part, reference) <= radii).double().sum(0)
+    return float(counts.sum() / (neighbours * len(samples))), float((counts > 0).double().mean())
 
 
 def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = _NEIGHBOURS) -> tuple[float, float]:
@@ -44,8 +73,14 @@ def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = _NEIG
 def _share_within(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     import torch
 
-    radii = torch.cat(  # the nearest of all is the point itself
-        [torch.cdist(part, manifold).kthvalue(neighbours + 1).values for part in manifold.split(_ROWS)]
-    )
+    radii = _radii(manifold, neighbours)
     inside = [(torch.cdist(part, manifold) <= radii).any(1) for part in points.split(_ROWS)]
     return float(torch.cat(inside).double().mean())
+
+
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    """(N,) the distance of each point to its k-th nearest other one."""
+    import torch
+
+    # The nearest of all is the point itself.
+    return torch.cat([torch.cdist(part, points).kthvalue(neighbours + 1).values for part in points.split(_ROWS)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mfkit.evaluation.metrics.base import Metric
 from mfkit.evaluation.metrics.frechet import frechet_distance
@@ -16,8 +16,7 @@ class SpatialDistance(Metric):
 
     name = "sfid"
     help = "sFID too, by Inception's spatial features."
-    outputs = ("spatial",)
-    from_statistics = True
+    needs: ClassVar = {"spatial": "moments"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
         return {"spatial_frechet_distance": frechet_distance(samples.moments("spatial"), reference.moments("spatial"))}

@@ -1,0 +1,98 @@
+"""Reconstructions beside the images that they are of: PSNR, SSIM, LPIPS, means over the images."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from mfkit.data.dataset import MapDataset
+from mfkit.data.images import open_images
+from mfkit.data.loader import shared_batches
+from mfkit.data.stream import StreamDataset
+from mfkit.errors import InputError, UsageError
+from mfkit.runtime.distributed import processes
+from mfkit.runtime.progress import progress
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""Two batches of images (B, 3, S, S) in [0, 1] to a figure of each pair, (B,)."""
+
+
+def psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in decibels; of images without an error, infinite."""
+    return -10 * (images - originals).square().mean((1, 2, 3)).log10()
+
+
+def _ssim() -> Measure:
+    """Structural similarity (Wang et al. 2004): Gaussian windows of 11 pixels, deviation 1.5, inside the picture."""
+    similarity = _torchmetrics("functional.image", "--paired ssim").structural_similarity_index_measure
+
+    def measure(images: Tensor, originals: Tensor) -> Tensor:
+        _, of_windows = similarity(images, originals, data_range=1.0, reduction="none", return_full_image=True)
+        return of_windows[:, :, 5:-5, 5:-5].mean((1, 2, 3))
+
+    return measure
+
+
+def _lpips() -> Measure:
+    """LPIPS by VGG-16 (arXiv 1801.03924)."""
+    module = _torchmetrics("image.lpip", "--paired lpips")
+    try:
+        network = module.LearnedPerceptualImagePatchSimilarity(net_type="vgg", reduction="none", normalize=True)
+    except OSError as error:
+        raise InputError(f"VGG's weights for --paired lpips cannot be downloaded: {error}") from error
+    network = network.to(processes().device).eval()
+    return lambda images, originals: network.net(images, originals, normalize=True).flatten()
+
+
+def _torchmetrics(module: str, option: str) -> Any:
+    try:
+        return import_module(f"torchmetrics.{module}")
+    except ImportError as error:
+        raise UsageError(f"{option} needs torchmetrics: pip install 'mfkit[paired]'") from error
+
+
+MEASURES: dict[str, Callable[[], Measure]] = {"psnr": lambda: psnr, "ssim": _ssim, "lpips": _lpips}
+"""By the names of ``--paired``."""
+
+
+def compare_pairs(
+    samples: str, originals: str, names: Sequence[str], *, batch_size: int, workers: int
+) -> dict[str, float]:
+    """Means over all pairs. All processes call it, and share the images.
+
+    :raises InputError: the two sets are not of the same images, as far as number and labels tell.
+    """
+    measures = {name: MEASURES[name]() for name in names}
+    ours = _open(samples, None)
+    theirs = _open(originals, None if originals.endswith(".npz") else int(ours[0]["image"].shape[-1]))
+    if len(ours) != len(theirs):
+        raise InputError(f"--paired: {samples} holds {len(ours)} images, {originals} {len(theirs)}")
+    sums, count = dict.fromkeys(names, 0.0), 0
+    device = processes().device
+    both = zip(*(shared_batches(one, batch_size, workers) for one in (ours, theirs)), strict=True)
+    for one, other in progress(both, unit="batch"):
+        if not torch.equal(one.columns["label"], other.columns["label"]):
+            raise InputError(
+                f"--paired: {samples} and {originals} are not in the same order; a folder is sorted by class, where "
+                "--format tar or an .npz keep the order"
+            )
+        images, real = (batch.columns["image"].to(device).float() / 255 for batch in (one, other))
+        if images.shape != real.shape:
+            raise InputError(f"--paired: images of {images.shape[-1]} and of {real.shape[-1]} pixels")
+        with torch.no_grad():
+            for name, measure in measures.items():
+                sums[name] += float(measure(images, real).double().sum())
+        count += len(images)
+    shared = gather_object([(sums, count)])
+    total = sum(number for _, number in shared)
+    return {name: sum(part[name] for part, _ in shared) / total for name in names}
+
+
+def _open(location: str, size: int | None) -> MapDataset:
+    dataset = open_images(location, size)
+    if isinstance(dataset, StreamDataset):
+        raise UsageError(f"--paired reads two sets at once, and {location} is a stream: give a folder, shards or .npz")
+    return dataset
