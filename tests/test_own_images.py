@@ -1,5 +1,6 @@
 """A folder of one's own: the size comes from the images, and the chain runs on it."""
 
+import io
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 import mfkit as package
+from mfkit.data.codecs import SAID, decode_image
 
 QUICK = "--steps 2 --batch-size 8 --log-every 1"
 
@@ -102,3 +104,43 @@ def test_an_encoder_of_other_sizes_from_timms_layout(mfkit, tmp_path: Path) -> N
     (tmp_path / "hub/config.json").write_text(json.dumps(config))
     again = f"train-rae photos --encoder hub/model.safetensors --preset small -o other.safetensors {QUICK}"
     failed(mfkit(again), 3, "model.safetensors")
+
+
+def test_turned_transparent_and_grey_images_are_read_as_a_viewer_shows_them(tmp_path: Path, caplog) -> None:
+    shades = np.arange(48 * 32, dtype=np.uint8).reshape(32, 48) // 2
+    plain = Image.fromarray(shades)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its right side is its top
+    buffers: dict[str, io.BytesIO] = {}
+    for name, image, options in (
+        ("grey", plain, {}),
+        ("turned", plain.convert("RGB").rotate(90, expand=True), {"exif": exif}),
+        ("deep", Image.fromarray(shades.astype(np.uint16) << 8), {}),
+        ("clear", Image.merge("LA", (plain, Image.fromarray((shades > 60).astype(np.uint8) * 255))), {}),
+        ("palette", plain.convert("P"), {"transparency": 0}),
+    ):
+        buffers[name] = io.BytesIO()
+        image.save(buffers[name], "PNG", **options)
+    SAID.clear()
+    found = {name: decode_image(buffer.getvalue(), None, f"{name}.png") for name, buffer in buffers.items()}
+    expected = torch.from_numpy(shades).expand(3, -1, -1)
+    for name in ("grey", "turned", "deep"):
+        assert torch.equal(found[name], expected), name
+    assert torch.equal(found["clear"], torch.where(expected > 60, expected, 255))
+    assert (found["palette"][:, expected[0] == 0] == 255).all()
+    assert "turned.png, and perhaps others, are turned" in caplog.text
+    assert "clear.png, and perhaps others, are transparent" in caplog.text
+
+
+def test_a_flat_folder_is_one_class(mfkit, tmp_path: Path) -> None:
+    photos(tmp_path / "photos", (40, 40), classes=("all",))
+    (tmp_path / "photos/all").rename(tmp_path / "flat")
+    for command in (
+        f"train-rae flat --encoder tiny -o rae.safetensors --pretrain-steps 1 {QUICK}",
+        "encode flat --rae rae.safetensors -o latents",
+        f"train-teacher latents -o teacher.safetensors {QUICK}",
+        "sample teacher.safetensors -n 3 --nfe 2 -o samples",
+    ):
+        done = mfkit(command)
+        assert done.code == 0, f"{command}\n{done.err}"
+    assert package.load("teacher.safetensors").config.num_classes == 1

@@ -1,16 +1,19 @@
 """Members of a sample to tensors and back. Nothing is ever unpickled."""
 
 import io
+import logging
 import math
 from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mfkit.errors import DECODING_ERRORS, InputError, is_out_of_memory, reason
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -18,6 +21,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_CLASSES = 1 << 20
 MAX_IMAGE_BYTES = 1 << 28
 """Bytes of its file."""
+_ORIENTATION = 0x0112
+"""Of EXIF."""
 _MAX_PIXELS = 1 << 26
 """Of an image, 8,192 x 8,192."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -93,15 +98,16 @@ def image_member(sample: Sample, size: int | None) -> Tensor:
 
 
 def decode_image(data: bytes, size: int | None, name: str) -> Tensor:
-    """Bytes to (3, size, size) uint8: RGB, the shorter side resized to ``size`` (bicubic, reduced by boxes first
-    where it is far larger, as ADM does), the centre cut out. With ``size`` None the image is left as it is."""
+    """Bytes to (3, size, size) uint8: RGB as a viewer shows it, turned as its EXIF says and laid on white; the shorter
+    side resized to ``size`` (bicubic, reduced by boxes first where it is far larger, as ADM does), the centre cut out.
+    With ``size`` None the image has its own size."""
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > _MAX_PIXELS:
             raise InputError(f"{name} is too large: {image.width} x {image.height} pixels")
         if size and size**2 * max(image.size) / min(image.size) > _MAX_PIXELS:
             raise InputError(f"{name} is too narrow to be cut to a square: {image.width} x {image.height} pixels")
-        pixels = image.convert("RGB")
+        pixels = _as_seen(image, name)
     except UnidentifiedImageError as error:
         raise InputError(f"{name} does not decode: it is no PNG, JPEG or WebP image") from error
     except Image.DecompressionBombError as error:
@@ -113,6 +119,30 @@ def decode_image(data: bytes, size: int | None, name: str) -> Tensor:
     if size is not None:
         pixels = _centre(pixels, size)
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+def _as_seen(image: Image.Image, name: str) -> Image.Image:
+    """In RGB, as a viewer shows it; what of it is not plain is said once."""
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        _say("are turned as their EXIF says", name)
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        _say("are transparent, and laid on white", name)
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+SAID: set[str] = set()
+"""What this process has said of images, each once."""
+
+
+def _say(what: str, name: str) -> None:
+    if what not in SAID:
+        SAID.add(what)
+        logger.warning("%s, and perhaps others, %s", name, what)
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
