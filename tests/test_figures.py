@@ -72,7 +72,8 @@ def test_several_spaces_in_one_pass(mfkit, chain: Path, tmp_path: Path) -> None:
     network = timm.create_model("convnextv2_atto", num_classes=10).eval()
     save_file(network.state_dict(), tmp_path / "convnext.safetensors")
     rae = f"{chain}/rae.safetensors"
-    command = f"fid {chain}/samples --reference digits:heldout -n 12"
+    write(tmp_path / "real.npz", 12, 32, 1)
+    command = f"fid {chain}/samples --reference real.npz -n 12"
     weights = "--features-weights convnext.safetensors"
     found = json.loads(mfkit(f"{command} --features {rae},convnextv2_atto,pixels {weights}").out)
     assert list(found["spaces"]) == [rae, "convnextv2_atto", "pixels"]

@@ -242,6 +242,10 @@ def test_what_was_trained_on_is_said_ever_after(chain: Path, tmp_path: Path, mfk
     found = json.loads(measured.out)
     assert [one["space"] for one in found["trained_spaces"]] == ["mean-token", "rae"]
     assert found["trained_spaces"][1]["features_digest"] == found["features_digest"]
+    several = json.loads(
+        mfkit(f"fid samples.npz --reference digits:train --features {chain}/rae.safetensors,pixels").out
+    )["spaces"]
+    assert [one.get("trained_on") for one in several.values()] == [True, None]
     pixels = json.loads(mfkit("fid samples.npz --reference digits:train --features pixels").out)
     assert found["untrained"]["frechet_distance"] == pixels["frechet_distance"]
     assert "trained by its distance in mean-token, rae" in caplog.text

@@ -107,13 +107,17 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
         for space, seen in zip(unseen, see_images(images[0], views, own_size, **reading), strict=True):
             space.reference = space.reference.with_images(seen) if space.reference else seen
     figures = {space.name: _figures(space, asked.groups) for space in spaces}
+    trained = ours[0].conditions.get("trained_spaces", [])
+    for conditions in figures.values():
+        if _was_trained_on(conditions, trained):
+            conditions["trained_on"] = True
     first, result = spaces[0], dict(figures[spaces[0].name])
     assert first.samples and first.reference
     if len(spaces) > 1:
         result["spaces"] = figures
     if asked.validation:
         result |= _ratio(spaces, figures, asked.validation, cut, reading)
-    if trained := first.samples.conditions.get("trained_spaces"):
+    if trained:
         distance = figures.get("pixels") or _untrained(samples, images, first.samples, asked.count, reading)
         result |= {"trained_spaces": trained, "untrained": distance}
     result |= {"samples": first.samples.conditions, "reference": first.reference.conditions}
@@ -265,6 +269,16 @@ def compare(result: Mapping[str, Any], other: Path) -> dict[str, Any]:
     verdict = "noise" if abs(difference) < max(drawn, trained) else "better" if difference < 0 else "worse"
     noise = {"of_images": drawn, "of_another_training": trained}
     return {"file": str(other), "difference": difference, "noise": noise, "verdict": verdict}
+
+
+def _was_trained_on(conditions: Mapping[str, Any], trained: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a distance was descended in these features; those of latents are of the RAE's encoder."""
+    digest, of_encoder = conditions.get("features_digest"), str(conditions["features"]).startswith("RAE encoder")
+    return any(
+        (digest and one.get("features_digest") == digest)
+        or (of_encoder and str(one.get("features")).startswith("latents"))
+        for one in trained
+    )
 
 
 def _untrained(

@@ -1,8 +1,6 @@
 """Reconstructions beside the images that they are of: PSNR, SSIM, LPIPS, means over the images."""
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -27,7 +25,10 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
 
 def _ssim() -> Measure:
     """Structural similarity (Wang et al. 2004): Gaussian windows of 11 pixels, deviation 1.5, inside the picture."""
-    similarity = _torchmetrics("functional.image", "--paired ssim").structural_similarity_index_measure
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+    except ImportError as error:
+        raise UsageError("--paired ssim needs torchmetrics: pip install 'mfkit[paired]'") from error
 
     def measure(images: Tensor, originals: Tensor) -> Tensor:
         _, of_windows = similarity(images, originals, data_range=1.0, reduction="none", return_full_image=True)
@@ -37,21 +38,9 @@ def _ssim() -> Measure:
 
 
 def _lpips() -> Measure:
-    """LPIPS by VGG-16 (arXiv 1801.03924)."""
-    module = _torchmetrics("image.lpip", "--paired lpips")
-    try:
-        network = module.LearnedPerceptualImagePatchSimilarity(net_type="vgg", reduction="none", normalize=True)
-    except OSError as error:
-        raise InputError(f"VGG's weights for --paired lpips cannot be downloaded: {error}") from error
-    network = network.to(processes().device).eval()
-    return lambda images, originals: network.net(images, originals, normalize=True).flatten()
+    from mfkit.autoencoders.perceptual import lpips
 
-
-def _torchmetrics(module: str, option: str) -> Any:
-    try:
-        return import_module(f"torchmetrics.{module}")
-    except ImportError as error:
-        raise UsageError(f"{option} needs torchmetrics: pip install 'mfkit[paired]'") from error
+    return lpips(processes().device)
 
 
 MEASURES: dict[str, Callable[[], Measure]] = {"psnr": lambda: psnr, "ssim": _ssim, "lpips": _lpips}
