@@ -15,6 +15,8 @@ import torch
 from conftest import close, failed
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import save_for_hf
 
 import mfkit as package
 from mfkit.artifacts.artifact import open_artifact
@@ -162,6 +164,47 @@ def test_an_rae_from_its_released_parts(mfkit, tmp_path: Path) -> None:
     small = reference.random_decoder(channels=64, side=2, patch=8, width=48, depth=1, hidden=80)
     torch.save(small, tmp_path / "decoder.pt")
     failed(mfkit(f"{command} -o x.safetensors --decoder-heads 4"), 3, "64 x 2 x 2", "192 x 2 x 2")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "patch", "mean", "std"),
+    [
+        ("vit_small_patch14_reg4_dinov2", 14, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        ("vit_large_patch14_reg4_dinov2", 14, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        ("vit_base_patch16_224", 16, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),  # MAE's
+        ("vit_base_patch16_siglip_256", 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # SigLIP 2's
+    ],
+)
+def test_decoders_of_each_encoder_that_they_are_released_for(
+    mfkit, tmp_path: Path, architecture: str, patch: int, mean: tuple, std: tuple
+) -> None:
+    """Small ones of the same layout, with the encoder as timm's hub holds it."""
+    torch.manual_seed(0)
+    arguments = dict(embed_dim=64, depth=2, num_heads=2)
+    network = timm.create_model(architecture, num_classes=0, img_size=2 * patch, **arguments).eval()
+    for value in network.parameters():
+        value.data += 0.05 * torch.randn_like(value)
+    network.pretrained_cfg |= {"mean": mean, "std": std}
+    save_for_hf(network, tmp_path / "encoder", model_config={"model_args": arguments}, safe_serialization=True)
+    weights = reference.random_decoder(channels=64, side=2, patch=16, width=48, depth=2, hidden=80)
+    torch.save(weights, tmp_path / "decoder.pt")
+    stats = {"mean": torch.randn(64, 2, 2), "var": torch.rand(64, 2, 2) + 0.1}
+    torch.save(stats, tmp_path / "stat.pt")
+    command = "import decoder.pt --stats stat.pt --encoder encoder/model.safetensors -o rae.safetensors"
+    done = mfkit(f"{command} --decoder-heads 4")
+    assert done.code == 0, done.err
+    rae = package.load(tmp_path / "rae.safetensors")
+    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    latents = torch.randn(3, 64, 2, 2)
+    tokens = (latents.double() * (stats["var"].double() + 1e-5).sqrt() + stats["mean"]).flatten(2).mT
+    close(rae.decode(latents), (reference.decoder(weights, tokens, 4, 16) * scale + shift).clamp(0, 1))
+    images = torch.rand(3, 3, 32, 32)
+    resized = torch.nn.functional.interpolate(images, size=(2 * patch, 2 * patch), mode="bicubic")
+    network.norm = torch.nn.LayerNorm(64, eps=1e-6, elementwise_affine=False)
+    with torch.no_grad():
+        taken = network.forward_features(((resized if patch != 16 else images) - shift) / scale)
+    features = taken[:, network.num_prefix_tokens :].mT.reshape(3, 64, 2, 2)
+    close(rae.encode(images), ((features - stats["mean"]) / (stats["var"] + 1e-5).sqrt()).double())
 
 
 def test_weights_of_another_encoder_are_refused(mfkit, tmp_path: Path) -> None:

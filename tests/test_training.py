@@ -187,7 +187,8 @@ def launched(processes: int, commands: list[str], folder: Path) -> CompletedProc
 
 
 SHARED = [
-    "train-teacher {}/latents -o OUT/t.safetensors --optimizer adamw --steps 3 --batch-size 16 --log-every 1",
+    "train-teacher {}/latents -o OUT/t.safetensors --optimizer adamw --steps 3 --batch-size 16 --log-every 1 "
+    "--fid-every 3 --fid-images 130",
     "midtrain {}/traj --teacher {}/teacher.safetensors -o OUT/c.safetensors --optimizer adamw --steps 3 "
     "--batch-size 16 --log-every 1",
     "distill --teacher {}/teacher.safetensors --init {}/cmt.safetensors -o OUT/d.safetensors --steps 4 "
@@ -195,6 +196,9 @@ SHARED = [
     "bootstrap --init {}/mfd.safetensors -o OUT/b.safetensors --steps 3 --batch-size 16 --log-every 1",
     "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --optimizer adamw --pretrain-steps 2 --steps 2 "
     "--batch-size 16 --log-every 1",
+    "train-rae digits:heldout --encoder {}/rae.safetensors -o OUT/a.safetensors --optimizer adamw --steps 4 "
+    "--batch-size 16 --micro-batch 8 --log-every 1 --perceptual encoder --discriminator encoder "
+    "--discriminator-start 0.25",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/latents --shard-size 60",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/few --shard-size 1000",
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",
@@ -208,7 +212,12 @@ SHARED = [
     "bootstrap --init {}/cmt.safetensors --objective frechet --moments queue --moment-samples 50 --batch-size 16 "
     "--steps 3 --micro-batch 2 --log-every 1 -o OUT/q.safetensors",
 ]
-"""Every command that takes several processes."""
+"""Every command that takes several processes, but fid."""
+FIGURES = (
+    "fid {}/samples --reference digits:heldout --features {}/rae.safetensors,pixels --batch-size 7 "
+    "--metrics kid,prdc,diversity --resample 4 --validation digits:train"
+)
+"""Figures that need sums, and such that need all rows."""
 
 
 def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
@@ -219,12 +228,19 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
     # With four, what they share otherwise than two do: files, classes, moments.
     folders = {"latents": 5, "few": 1, "traj": 5, "images": 20, "decoded": 64}
     for count, shared, trained, written in (
-        (2, commands, ("t", "c", "d", "b", "rae", "g", "f", "q"), ("latents", "few", "traj", "images", "decoded")),
+        (2, commands, ("t", "c", "d", "b", "rae", "a", "g", "f", "q"), ("latents", "few", "traj", "images", "decoded")),
         (4, [command for command in commands if re.search(r"OUT/(latents|g\.|f\.)", command)], "gf", ["latents"]),
     ):
-        done = launched(count, [command.replace("OUT", f"by{count}") for command in shared], tmp_path)
+        lines = [command.replace("OUT", f"by{count}") for command in shared]
+        done = launched(count, [*lines, FIGURES.replace("{}", str(chain))][: len(lines) + (count == 2)], tmp_path)
+        names, _, figures = done.stdout.partition("{")
         assert ("1 shards for 2 processes: some have nothing to do" in done.stderr) == (count == 2)
-        assert done.stdout.split() == [c.split(" -o ")[1].split()[0].replace("OUT", f"by{count}") for c in shared]
+        assert names.split() == [line.split(" -o ")[1].split()[0] for line in lines]
+        if figures:
+            together, alone = (
+                numbers(json.loads(text)) for text in ("{" + figures, mfkit(FIGURES.replace("{}", str(chain))).out)
+            )
+            assert together == pytest.approx(alone, rel=1e-6) and len(alone) > 20
         parts = [tmp_path / "one", tmp_path / f"by{count}"]
         for name in trained:
             one, many = (losses(part / f"{name}.log.jsonl") for part in parts)
@@ -237,7 +253,16 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
 
 
 def losses(path: Path) -> list[float]:
-    return [json.loads(line)["mse"] for line in path.read_text().splitlines()]
+    """And what else is told, all in turn."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line[name] for line in lines for name in ("mse", "fid", "discriminator", "adversarial") if name in line]
+
+
+def numbers(value: object, name: str = "") -> dict[str, float]:
+    """Those in a JSON object, by their places."""
+    if isinstance(value, dict):
+        return {place: one for key, inner in value.items() for place, one in numbers(inner, f"{name}.{key}").items()}
+    return {name: value} if isinstance(value, float) else {}
 
 
 def test_options_of_execution_change_no_loss(chain: Path, tmp_path: Path, mfkit) -> None:

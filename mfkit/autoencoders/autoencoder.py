@@ -46,6 +46,11 @@ class AutoencoderFile(ABC):
     def path(self) -> Path:
         return self.artifact.path
 
+    @property
+    def latents_of(self) -> str:
+        """Digest of the autoencoder whose latents it has: another one's where its decoder alone was trained anew."""
+        return self.artifact.digest
+
     @classmethod
     @abstractmethod
     def matches(cls, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What a frozen vision encoder is, and the library that builds it by name."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,9 +35,21 @@ class EncoderLibrary(Protocol):
         :raises UsageError: it is no encoder of square patches.
         """
 
-    def patch_tokens(self, network: Any, images: Tensor) -> Tensor:
+    def image_size(self, model: str) -> int:
+        """Side in pixels of the images that a model was made for."""
+
+    def patch_tokens(self, network: Any, images: Tensor, layers: Sequence[int] = ()) -> Tensor:
         """Normalised images (B, 3, S, S) to the last layer's patch tokens (B, C, H, W), layer-normalised without affine
-        weights, and without class or register tokens."""
+        weights, and without class or register tokens.
+
+        :param layers: numbers of those whose mean is taken instead, each normalised.
+        """
+
+    def layer_tokens(self, network: Any, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The patch tokens (B, C, H, W) of some layers as they are."""
+
+    def depth(self, network: Any) -> int:
+        """How many layers it has."""
 
     def open(self, model: str, size: int, weights: Path | None) -> "Encoder":
         """A pre-trained encoder: with published weights, or those of a local file."""
@@ -57,10 +70,15 @@ class Encoder:
     std: tuple[float, float, float] = IMAGENET_STD
     source: Artifact | None = None
     """The file that the weights are from."""
+    layers: list[int] = field(default_factory=list)
+    """Whose mean its latents are; empty is the last."""
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and variance (C, H, W) of its latents, of an encoder that is an RAE's."""
 
     @torch.no_grad()
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what it makes of an image."""
         with decoding_errors(self.name):
-            tokens = self.library.patch_tokens(self.network, torch.zeros(1, 3, self.size, self.size))
+            images = torch.zeros(1, 3, self.size, self.size)
+            tokens = self.library.patch_tokens(self.network, images, self.layers)
         return (tokens.shape[1], tokens.shape[2], tokens.shape[3])

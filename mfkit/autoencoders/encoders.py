@@ -50,6 +50,21 @@ def open_encoder(encoder: str, side: int, *, size: int = 0, weights: str | None 
     return file.encoder(size or file.network_config.encoder_size)
 
 
+def open_trunk(name: str) -> Encoder:
+    """A pre-trained encoder at the size that it was made for.
+
+    :param name: ``NAME`` of timm or ``LIBRARY:NAME``, or a file in the layout of timm's hub.
+    """
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        if not path.is_file() or not has_hub_config(path):
+            raise InputError(f"{path}: no file of a timm model with its config.json beside it")
+        config = read_hub_config(path)
+        return TIMM.open_hub_file(path, TIMM.image_size(config.architecture))
+    library, model = _library(name)
+    return library.open(model, library.image_size(model), None)
+
+
 def _library(encoder: str) -> tuple[EncoderLibrary, str]:
     name, separator, model = encoder.partition(":")
     if not separator:

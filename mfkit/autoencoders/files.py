@@ -35,6 +35,6 @@ def autoencoder_of(artifact: Artifact, given: Path | None) -> AutoencoderFile:
     if given is None:
         artifact.check_input(ROLE, file.artifact, "--rae")
     recorded = artifact.ancestors(ROLE)
-    if recorded and file.artifact.digest not in recorded:
+    if recorded and not recorded & {file.artifact.digest, file.latents_of}:
         raise InputError(f"{artifact.path} was made from latents of another autoencoder than {file.path}")
     return file

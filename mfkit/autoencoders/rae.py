@@ -36,12 +36,16 @@ class RAEConfig(DecoderConfig):
     encoder_mean: tuple[float, float, float] = IMAGENET_MEAN
     encoder_std: tuple[float, float, float] = IMAGENET_STD
     """Mean and std of the encoder's input, per colour; the decoder's output is un-normalised with the same."""
+    encoder_layers: list[int] = field(default_factory=list)
+    """Numbers of the layers whose mean, each normalised, the latents are (RAEv2, arXiv 2605.18324); empty: the last."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.encoder_library not in LIBRARIES:
             raise ValueError(f"an encoder of the library {self.encoder_library}")
         LIBRARIES[self.encoder_library].check(self.encoder_name, self.encoder)
+        if self.encoder_layers != sorted({layer for layer in self.encoder_layers if layer >= 0}):
+            raise ValueError(f"layers {self.encoder_layers}: give each once, from 0 on, in order")
 
 
 class RAE(Autoencoder):
@@ -58,6 +62,9 @@ class RAE(Autoencoder):
         self._library = LIBRARIES[config.encoder_library]
         self.encoder = self._library.build(config.encoder_name, config.encoder, config.encoder_size)
         self.encoder.requires_grad_(False)
+        depth = self._library.depth(self.encoder)
+        if config.encoder_layers and config.encoder_layers[-1] >= depth:
+            raise ValueError(f"layer {config.encoder_layers[-1]} of an encoder of {depth}, which count from 0")
         self.decoder = new_decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
         self.register_buffer("latent_var", torch.ones(config.latent_shape))
@@ -76,7 +83,13 @@ class RAE(Autoencoder):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to the encoder's patch tokens (B, C, H, W), not standardised."""
-        return self._library.patch_tokens(self.encoder, self.encoder_input(images))
+        return self._library.patch_tokens(self.encoder, self.encoder_input(images), self.config.encoder_layers)
+
+    def quarter_layers(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, S, S) in [0, 1] to the tokens (B, C, H, W) of the last layer of each quarter of the encoder."""
+        depth = self._library.depth(self.encoder)
+        layers = sorted({max(0, depth * (quarter + 1) // 4 - 1) for quarter in range(4)})
+        return self._library.layer_tokens(self.encoder, self.encoder_input(images), layers)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -117,7 +130,8 @@ def assemble(
     """
     fields = {
         "encoder_library": encoder.library.name, "encoder_name": encoder.name, "encoder": encoder.arguments,
-        "encoder_size": encoder.size, "encoder_mean": list(encoder.mean), "encoder_std": list(encoder.std), **decoder,
+        "encoder_size": encoder.size, "encoder_mean": list(encoder.mean), "encoder_std": list(encoder.std),
+        "encoder_layers": encoder.layers, **decoder,
     }  # fmt: skip
     config = parse(RAEConfig, fields, file or encoder.name)
     if tensors is not None:
@@ -136,6 +150,8 @@ class RAEDescription:
     network: RAEConfig
     class_names: list[str] = field(default_factory=list)
     preset: PresetName | None = None
+    latents_of: str = ""
+    """Digest of the RAE whose encoder and statistics it has, and so its latents; empty where they are its own."""
 
 
 class RAEFile(AutoencoderFile):
@@ -145,6 +161,7 @@ class RAEFile(AutoencoderFile):
 
     def __init__(self, artifact: Artifact, description: RAEDescription) -> None:
         self.artifact, self.network_config, self.preset = artifact, description.network, description.preset
+        self._latents_of = description.latents_of
         self.image_size = description.network.image_size
 
     @classmethod
@@ -159,6 +176,10 @@ class RAEFile(AutoencoderFile):
     def decodes(self, latent_shape: tuple[int, ...]) -> str:
         own = self.network_config.latent_shape
         return "" if own == tuple(latent_shape) else " x ".join(map(str, own))
+
+    @property
+    def latents_of(self) -> str:
+        return self._latents_of or self.artifact.digest
 
     @cached_property
     def network(self) -> RAE:
@@ -192,7 +213,8 @@ class RAEFile(AutoencoderFile):
             raise UsageError(f"the encoder of {self.path} takes {config.encoder_size} pixels; pass --encoder-size")
         return Encoder(
             LIBRARIES[config.encoder_library], config.encoder_name, config.encoder, size, self.network.encoder,
-            config.encoder_mean, config.encoder_std, self.artifact,
+            config.encoder_mean, config.encoder_std, self.artifact, config.encoder_layers,
+            (self.network.latent_mean, self.network.latent_var),
         )  # fmt: skip
 
 

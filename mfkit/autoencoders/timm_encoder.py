@@ -1,7 +1,7 @@
 """Vision transformers of timm: any of them by name, with published or local weights, at any size its patch divides."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,25 @@ class TimmLibrary:
             raise UsageError(f"{model} is no vision transformer with square patches")
         return int(sides[0])
 
-    def patch_tokens(self, network: Any, images: Tensor) -> Tensor:
-        (tokens,) = network.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")
+    def image_size(self, model: str) -> int:
+        self.patch_size(model, {})
+        expects = timm.get_pretrained_cfg(model)
+        assert expects is not None  # of any model that timm has
+        return int(expects.input_size[-1])
+
+    def patch_tokens(self, network: Any, images: Tensor, layers: Sequence[int] = ()) -> Tensor:
         # Some ViTs normalise after pooling only.
         norms = [getattr(network, name, None) for name in ("norm", "fc_norm")]
         eps: float = next((value for norm in norms if (value := getattr(norm, "eps", None))), _NORM_EPS)
-        tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=eps)
-        side = round(tokens.shape[1] ** 0.5)
-        if side * side != tokens.shape[1]:
-            raise InputError(f"the encoder gives {tokens.shape[1]} patch tokens, which is no square grid")
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
+        found = _tokens(network, images, list(layers) or 1)
+        normalised = [F.layer_norm(tokens, tokens.shape[-1:], eps=eps) for tokens in found]
+        return _on_a_grid(normalised[0] if len(normalised) == 1 else torch.stack(normalised).mean(0))
+
+    def layer_tokens(self, network: Any, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        return [_on_a_grid(tokens) for tokens in _tokens(network, images, list(layers))]
+
+    def depth(self, network: Any) -> int:
+        return len(network.blocks)
 
     def open(self, model: str, size: int, weights: Path | None) -> Encoder:
         if weights is not None:
@@ -199,6 +208,18 @@ class TimmLibrary:
 
 
 TIMM = TimmLibrary()
+
+
+def _tokens(network: Any, images: Tensor, layers: list[int] | int) -> list[Tensor]:
+    """Patch tokens (B, N, C) of these layers, or of the last few."""
+    return network.forward_intermediates(images, indices=layers, intermediates_only=True, output_fmt="NLC")
+
+
+def _on_a_grid(tokens: Tensor) -> Tensor:
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        raise InputError(f"the encoder gives {tokens.shape[1]} patch tokens, which is no square grid")
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 def _adapted(tensors: Mapping[str, Tensor], outline: Any, source: str) -> dict[str, Tensor]:

@@ -30,20 +30,39 @@ def train_rae(
     run: options.Run,
     flags: options.Flags,
     encoder_weights: options.EncoderWeights = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers of the encoder, counted from 0, whose mean the latents are (RAEv2, arXiv 2605.18324), such as "
+            "11,13,15.  [default: the last]",
+            metavar="N,N",
+        ),
+    ] = "",
+    keep_latents: Annotated[
+        bool,
+        typer.Option(
+            "--keep-latents",
+            help="Of an RAE as --encoder, keep the latents' statistics: latents and generators fit the new decoder.",
+        ),
+    ] = False,
 ) -> str:
     """Train a decoder for a vision encoder.
 
     Writes encoder, decoder and latent statistics to one file. The encoder is frozen; the decoder learns to invert
-    it, from latents with some noise added, by L1 and the distance of the encoder's own features. (The published
-    decoders add LPIPS and a GAN: use those for ImageNet figures.)
+    it, from latents with some noise added, by L1, a perceptual distance and what a discriminator says.
     """
     from dataclasses import replace
 
     from mfkit.autoencoders.encoders import TINY
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
+    from mfkit.errors import UsageError
     from mfkit.training.autoencoder import train_rae
 
+    try:
+        numbers = [int(layer) for layer in layers.split(",")] if layers else []
+    except ValueError as error:
+        raise UsageError(f"--layers {layers}: give numbers, by commas") from error
     own: options.PresetName = "small" if encoder == TINY else "imagenet256"
     preset = run.preset or ("digits" if images.partition(":")[0] == DIGITS else own)
     settings = resolve(TrainingSettings, "train-rae", preset, flags)
@@ -51,4 +70,7 @@ def train_rae(
     if not sizes.image_size:
         sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.on_error))
     source = open_images(images, sizes.image_size, run.on_error)
-    return train_rae(source, encoder, encoder_weights, preset, settings, sizes, run.options(output))
+    return train_rae(
+        source, encoder, encoder_weights, preset, settings, sizes, run.options(output), layers=numbers,
+        keep_latents=keep_latents,
+    )  # fmt: skip

@@ -76,7 +76,7 @@ _DIGITS = Preset(
     commands={
         "train-rae": _SMALL | dict(
             steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=0.0, ema=0.99, image_size=32, patch=8,
-            decoder="tiny", noise_tau=0.4, feature_loss_weight=0.0, pretrain_steps=200,
+            decoder="tiny", noise_tau=0.4, pretrain_steps=200,
         ),
         "encode": dict(batch_size=100, shard_size=500),
         "train-teacher": _SMALL_GENERATOR | dict(
@@ -163,8 +163,8 @@ _IMAGENET256 = Preset(
     encoder_patch=14,
     commands={
         "train-rae": dict(
-            steps=80_000, batch_size=512, learning_rate=2e-4, final_learning_rate=2e-5, schedule="cosine", warmup=1000,
-            ema=0.9978,
+            steps=80_000, batch_size=512, learning_rate=2e-4, final_learning_rate=2e-5, schedule="cosine", warmup=5000,
+            ema=0.9978, max_grad_norm=0.0, perceptual="lpips", discriminator="vit_small_patch8_224.dino",
         ),
         "train-teacher": dict(
             steps=100_000, batch_size=1024, learning_rate=2e-4, final_learning_rate=2e-5, schedule="linear", ema=0.9995

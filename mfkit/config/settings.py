@@ -46,6 +46,14 @@ class TrainingSettings(Settings):
     ema: float = setting(
         0.9999, "Decay of the weights' exponential moving average, which is what is saved.", metavar="D", min=0, max=1
     )
+    more_ema: tuple[float, ...] = setting(
+        (),
+        "Decays of further averages, repeatable; each is written beside the output, as OUTPUT.ema-D.safetensors, and "
+        "measured with it.",
+        metavar="D",
+        min=0,
+        max=1,
+    )
     ema_warmup: int = setting(
         0,
         "Steps in which that decay rises exponentially from 0.5; with 0 it rises as (1 + step) / (10 + step).",
@@ -72,6 +80,14 @@ class GeneratorSettings(TrainingSettings):
     class_dropout: float = setting(
         0.1, "Share of samples trained without their label; drifting and frechet take none.", metavar="P", min=0, max=1
     )
+    fid_every: int = setting(
+        0,
+        "Steps between Fréchet distances of the average's samples, in the RAE encoder's features; they are in the log, "
+        "and the best network is kept as OUTPUT.best.safetensors. 0 measures none.",
+        metavar="N",
+        min=0,
+    )
+    fid_images: int = setting(1000, "Samples of each of them.", metavar="N", min=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +121,29 @@ class AutoencoderSettings(Settings):
     noise_tau: float = setting(
         0.8, "The decoder trains on latents with noise of sigma ~ U[0, this].", metavar="SIGMA", min=0
     )
-    feature_loss_weight: float = setting(
-        1.0, "Weight of the encoder features' squared error, beside the pixels' L1.", metavar="W", min=0
+    perceptual: str = setting(
+        "none",
+        "Perceptual loss beside the pixels' L1: lpips (arXiv 1801.03924), a file of VGG-16's weights for it, encoder "
+        "(the RAE's own layers), or none.",
+        metavar="NAME|FILE",
+    )
+    perceptual_weight: float = setting(1.0, "Its weight.", metavar="W", min=0)
+    discriminator: str = setting(
+        "none",
+        "Trunk of a discriminator: a timm model, a file of one with its config.json, encoder (the RAE's own), or none.",
+        metavar="NAME|FILE",
+    )
+    adversarial_weight: float = setting(
+        0.75,
+        "Weight of what the discriminator says, whose gradient is brought to the size of the others'.",
+        metavar="W",
+        min=0,
+    )
+    discriminator_start: float = setting(
+        0.375, "Share of the steps after which the discriminator is trained.", metavar="P", min=0, max=1
+    )
+    adversarial_start: float = setting(
+        0.5, "Share of the steps after which the decoder descends it.", metavar="P", min=0, max=1
     )
     pretrain_steps: int = setting(300_000, "Pre-training steps of the encoder `tiny`.", metavar="N", min=1)
     mask_ratio: float = setting(

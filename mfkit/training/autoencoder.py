@@ -1,18 +1,24 @@
 """train-rae: the encoder (given, or pre-trained on the images), the decoder, and the latents' mean and variance."""
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from mfkit.artifacts.artifact import Provenance, record_provenance
+from mfkit.autoencoders.discriminator import Discriminator, adversarial_loss, augmented, hinge_loss
 from mfkit.autoencoders.encoder import Encoder
-from mfkit.autoencoders.encoders import TINY, open_encoder
+from mfkit.autoencoders.encoders import LIBRARIES, TINY, open_encoder, open_trunk
+from mfkit.autoencoders.perceptual import NONE, Perceptual, open_perceptual
 from mfkit.autoencoders.pretraining import MaskedPretraining, mask_patches
-from mfkit.autoencoders.rae import RAE, assemble, save_rae
+from mfkit.autoencoders.rae import RAE, RAEFile, assemble, save_rae
 from mfkit.config.presets import DECODER_SIZES, PresetName
 from mfkit.config.settings import AutoencoderSettings, TrainingSettings
 from mfkit.data.grid import paired, write_grid
@@ -36,12 +42,14 @@ _GRID_COLUMNS = 8
 
 def train_rae(
     images: ImageDataset, encoder: str, encoder_weights: str | None, preset: PresetName, settings: TrainingSettings,
-    sizes: AutoencoderSettings, options: RunOptions,
+    sizes: AutoencoderSettings, options: RunOptions, *, layers: Sequence[int] = (), keep_latents: bool = False,
 ) -> str:  # fmt: skip
     """Trains the decoder on a frozen encoder and writes both with the latents' statistics.
 
     :param encoder: see :func:`~mfkit.autoencoders.encoders.open_encoder`; ``tiny`` is first pre-trained on the images.
     :param encoder_weights: a local copy of a timm model's weights.
+    :param layers: of the encoder, whose mean the latents are; empty is its own, or the last.
+    :param keep_latents: of the RAE that is the encoder: its statistics too, so that only the decoder is new.
     :returns: the line for standard output.
     """
     if isinstance(images, StreamDataset) and not images.repeatable:
@@ -52,27 +60,56 @@ def train_rae(
     with seeded(settings.seed):
         side = sizes.image_size // sizes.patch
         opened = open_encoder(encoder, side, size=sizes.encoder_size, weights=encoder_weights)
+        opened = replace(opened, layers=_checked_layers(layers, opened)) if layers else opened
         sizes = replace(sizes, encoder_size=opened.size)
         rae = _fresh(opened, sizes)
     if opened.source:
         inputs["encoder"] = opened.source
-    config = {"preset": preset, "class_names": class_names(images.artifact)}
+    config: dict[str, Any] = {"preset": preset, "class_names": class_names(images.artifact)}
+    if keep_latents:
+        if not opened.statistics or not opened.source or layers:
+            raise UsageError("--keep-latents is for the RAE that --encoder names, as it is")
+        config["latents_of"] = RAEFile.open(opened.source.path).latents_of
 
     def tasks() -> Iterator[Task]:
         rae.to(processes().device)
+        perceptual, discriminator = (
+            open_perceptual(sizes.perceptual, rae),
+            _open_discriminator(rae, sizes, settings.seed),
+        )
         digests = {role: artifact.digest for role, artifact in inputs.items()}
-        resume_key = asdict(sizes) | {"encoder": encoder} | digests
+        resume_key = (
+            asdict(sizes) | {"encoder": encoder, "layers": opened.layers, "keep_latents": keep_latents} | digests
+        )
         if encoder == TINY:
-            yield _pretraining(rae, images, replace(settings, steps=sizes.pretrain_steps), sizes, resume_key)
+            yield _pretraining(
+                rae, images, replace(settings, steps=sizes.pretrain_steps, more_ema=()), sizes, resume_key
+            )
             rae.encoder.requires_grad_(False)
-        _measure_latents(rae, images, settings.workers)
-        yield _decoder_training(rae, images, settings, sizes, resume_key, options)
+        if keep_latents and opened.statistics:
+            rae.latent_mean.copy_(opened.statistics[0])
+            rae.latent_var.copy_(opened.statistics[1])
+        else:
+            _measure_latents(rae, images, settings.workers)
+        task = _decoder_training(rae, images, settings, sizes, resume_key, options, perceptual, discriminator)
+        yield replace(
+            task, save=lambda path: save(path, record_provenance(options.output.parent, inputs, seed=settings.seed))
+        )
+
+    def save(path: Path, provenance: Provenance) -> None:
+        save_rae(path, rae, config, provenance)
 
     return produce(
         kind="rae", network=rae, inputs=inputs, settings=asdict(settings) | asdict(sizes) | {"encoder": encoder},
-        seed=settings.seed, tasks=tasks, options=options,
-        save=lambda path, provenance: save_rae(path, rae, config, provenance),
+        seed=settings.seed, tasks=tasks, options=options, save=save,
     )  # fmt: skip
+
+
+def _checked_layers(layers: Sequence[int], encoder: Encoder) -> list[int]:
+    depth = encoder.library.depth(encoder.network)
+    if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
+        raise UsageError(f"--layers: give numbers from 0 to {depth - 1}, each once and in order")
+    return list(layers)
 
 
 def _pretraining(
@@ -110,22 +147,41 @@ def _pretraining(
 
 def _decoder_training(
     rae: RAE, images: ImageDataset, settings: TrainingSettings, sizes: AutoencoderSettings, resume_key: dict,
-    options: RunOptions,
+    options: RunOptions, perceptual: Perceptual | None, discriminator: Discriminator | None,
 ) -> Task:  # fmt: skip
-    """L1 of the pixels plus the squared error of the encoder's features, from latents with some noise."""
+    """L1 of the pixels, a perceptual distance and what a discriminator says, from latents with some noise."""
+    last = rae.decoder.get_submodule("decoder_pred").get_parameter("weight")
+
+    def draws(batch: Batch) -> Draws:
+        return Draws(settings.seed, "train-rae/decoder", batch.positions, rae.device)
 
     def loss(net: nn.Module, batch: Batch) -> Loss:
         pixels = _unit(batch.columns["image"])
         with torch.no_grad():
             features = rae.features(pixels)
-        draws = Draws(settings.seed, "train-rae/decoder", batch.positions, pixels.device)
-        sigma = sizes.noise_tau * expand_to(draws.uniform("sigma"), features)
-        noise = draws.normal("noise", features.shape[1:])
+        sigma = sizes.noise_tau * expand_to(draws(batch).uniform("sigma"), features)
+        noise = draws(batch).normal("noise", features.shape[1:])
         decoded = net(features + sigma * noise * rae.latent_scale)
-        value = (decoded - pixels).abs().mean()
-        if sizes.feature_loss_weight:
-            value = value + sizes.feature_loss_weight * (rae.features(decoded) - features).square().mean()
-        return Loss(value, (decoded - pixels).square().mean().detach())
+        value, parts = (decoded - pixels).abs().mean(), {}
+        if perceptual:
+            parts["perceptual"] = perceptual(decoded, pixels).mean()
+            value = value + sizes.perceptual_weight * parts["perceptual"]
+        step = batch.positions[0] // settings.batch_size
+        if discriminator and step >= sizes.adversarial_start * settings.steps:
+            parts["adversarial"] = _score(discriminator, augmented(decoded, draws(batch), "decoder"))
+            share = adaptive_share(value, parts["adversarial"], last)
+            value = value + sizes.adversarial_weight * share * parts["adversarial"]
+        return Loss(value, (decoded - pixels).square().mean().detach(), parts)
+
+    def discriminator_loss(net: nn.Module, batch: Batch) -> Loss:
+        """Of what the decoder makes after its step, without noise, in the 256 shades of a picture."""
+        pixels = _unit(batch.columns["image"])
+        with torch.no_grad():
+            decoded = rae.reconstruct(rae.features(pixels)).clamp(0, 1)
+            decoded = (255 * decoded).round() / 255
+        real, ours = (net(augmented(one, draws(batch), "discriminator")) for one in (pixels, decoded))
+        value = hinge_loss(real, ours)
+        return Loss(value, value.detach())
 
     def draw_grid(step: int) -> None:
         """The first images, and under each row of them what is decoded from their latents."""
@@ -135,11 +191,57 @@ def _decoder_training(
             grid = paired(pixels, rae.decode(rae.encode(pixels)), _GRID_COLUMNS)
         write_grid(options.output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
 
+    order = shuffle(images)
+    adversary, state = None, {}
+    if discriminator:
+        state = {f"spectral.{name}": value for name, value in discriminator.heads.named_buffers()}
+        first_step = math.ceil(sizes.discriminator_start * settings.steps)
+        adversary = Task(
+            network=discriminator, data=order, loss=in_one_piece(discriminator_loss),
+            settings=replace(settings, more_ema=()), resume_key={}, first_step=first_step,
+        )  # fmt: skip
     return Task(
-        network=rae, data=shuffle(images), loss=in_one_piece(loss), settings=settings, resume_key=resume_key,
-        draw_grid=draw_grid,
+        network=rae, data=order, loss=in_one_piece(loss), settings=settings, resume_key=resume_key,
+        draw_grid=draw_grid, adversary=adversary,
+        state=state,
         blocks=list(rae.decoder.get_submodule("decoder_layers").children()),
     )  # fmt: skip
+
+
+def _open_discriminator(rae: RAE, sizes: AutoencoderSettings, seed: int) -> Discriminator | None:
+    if sizes.discriminator == NONE:
+        return None
+    if sizes.adversarial_start < sizes.discriminator_start:
+        raise UsageError("--adversarial-start: the decoder would descend a discriminator that is not trained yet")
+    config = rae.config
+    with seeded(seed + 2):
+        if sizes.discriminator == "encoder":
+            library = LIBRARIES[config.encoder_library]
+            trunk = Encoder(
+                library, config.encoder_name, config.encoder, config.encoder_size, rae.encoder, config.encoder_mean,
+                config.encoder_std,
+            )  # fmt: skip
+        else:
+            trunk = open_trunk(sizes.discriminator)
+        return Discriminator(trunk).to(rae.device)
+
+
+def _score(discriminator: Discriminator, images: Tensor) -> Tensor:
+    """The adversarial loss of pictures, whose gradient reaches them and not the discriminator."""
+    weights = [value for value in discriminator.parameters() if value.requires_grad]
+    for value in weights:
+        value.requires_grad_(False)
+    try:
+        return adversarial_loss(discriminator(images))
+    finally:
+        for value in weights:
+            value.requires_grad_(True)
+
+
+def adaptive_share(others: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
+    """By what the adversarial loss is multiplied, so that its gradient at the last layer is as large as the others'."""
+    sizes = [torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (others, adversarial)]
+    return (sizes[0] / (sizes[1] + 1e-6)).clamp(0, 1e4).detach()
 
 
 @torch.no_grad()

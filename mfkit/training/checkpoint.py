@@ -25,6 +25,9 @@ from mfkit.training.train_state import TrainState
 
 _KIND = "checkpoint"
 
+TrainStates = Mapping[str, TrainState]
+"""The networks in training, by what stands before the names of their tensors: nothing for the first."""
+
 
 @dataclass(frozen=True)
 class _Description:
@@ -50,7 +53,7 @@ def remove_checkpoints(output: Path) -> None:
 
 
 def save(
-    output: Path, step: int, settings: dict[str, Any], train_state: TrainState, state: Mapping[str, Tensor], *,
+    output: Path, step: int, settings: dict[str, Any], trained: TrainStates, state: Mapping[str, Tensor], *,
     keep: int = 1,
 ) -> None:  # fmt: skip
     """Writes trainable parameters, their EMA and the optimisers' state after ``step`` steps.
@@ -60,7 +63,7 @@ def save(
     :param state: what the loss keeps between steps.
     :param keep: how many checkpoints stay; older ones are removed once this one is whole.
     """
-    tensors = _tensors(train_state, state)
+    tensors = _tensors(trained, state)
     if not processes().is_main_process:
         write_tensors(None, tensors, {}, full_tensor)
         return
@@ -71,12 +74,12 @@ def save(
         old.unlink(missing_ok=True)
 
 
-def restore(path: Path, settings: dict[str, Any], train_state: TrainState, state: Mapping[str, Tensor]) -> int:
+def restore(path: Path, settings: dict[str, Any], trained: TrainStates, state: Mapping[str, Tensor]) -> int:
     """Loads a checkpoint in place and returns its step; refuses one of a run with other settings."""
     found = parse(_Description, open_artifact(path, kinds=(_KIND,)).config, path)
     if different := differences(found.settings, json.loads(json.dumps(settings))):
         raise UsageError(f"{path} was started with different settings ({different}); --restart removes it")
-    places, tensors = _tensors(train_state, state), read_tensors(path)
+    places, tensors = _tensors(trained, state), read_tensors(path)
     if (own := shapes_of(places)) != (held := shapes_of(tensors)):
         odd = sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
         raise InputError(f"{path} does not fit this network: {', '.join(odd[:5])}")
@@ -86,11 +89,15 @@ def restore(path: Path, settings: dict[str, Any], train_state: TrainState, state
     return found.step
 
 
-def _tensors(train_state: TrainState, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _tensors(trained: TrainStates, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All that is kept, by its name in the file."""
     tensors = {f"state.{name}": value for name, value in state.items()}
-    for (name, value), ema in zip(train_state.parameters.items(), train_state.ema, strict=True):
-        kept = train_state.optimizers.state(value)
-        tensors |= {f"model.{name}": value.detach(), f"ema.{name}": ema}
-        tensors |= {f"optimizer.{key}.{name}": state for key, state in kept.items()}
+    for prefix, train_state in trained.items():
+        for name, value in train_state.parameters.items():
+            kept = train_state.optimizers.state(value)
+            tensors[f"{prefix}model.{name}"] = value.detach()
+            tensors |= {f"{prefix}optimizer.{key}.{name}": one for key, one in kept.items()}
+        for decay, average in train_state.averages.items():
+            of = "ema" if decay == train_state.settings.ema else f"ema-{decay}"
+            tensors |= {f"{prefix}{of}.{name}": one for name, one in zip(train_state.parameters, average, strict=True)}
     return tensors

@@ -7,20 +7,27 @@ from mfkit.artifacts.atomic import atomic_write
 
 
 def write_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Loss, mean squared error and gradient norm over the steps, a line for each run."""
+    """Loss, mean squared error, gradient norm and, where it was measured, distance over the steps, a line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = {
         "loss": "loss",
         "mse": "mean squared error, unweighted",
         "grad_norm": "gradient norm before clipping",
+        "perceptual": "perceptual distance",
+        "adversarial": "what the discriminator tells the decoder",
+        "discriminator": "the discriminator's hinge loss",
+        "fid": "Fréchet distance of the average's samples",
     }
+    told = {name for lines in logs.values() for line in lines for name in line}
+    panels = {name: title for name, title in panels.items() if name in told}
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for run, lines in logs.items():
-            axes.plot([line["step"] for line in lines], [line[name] for line in lines], label=run)
+            with_it = [line for line in lines if name in line]
+            axes.plot([line["step"] for line in with_it], [line[name] for line in with_it], label=run)
         axes.set(title=title, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()

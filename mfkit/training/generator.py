@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from accelerate.utils import gather, reduce
 from torch import nn
 
-from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.artifact import Artifact, Provenance, record_provenance
 from mfkit.config.presets import PresetName
 from mfkit.config.settings import GeneratorSettings
 from mfkit.data.dataset import IndexedTars
@@ -222,6 +223,18 @@ def train_generator(
     if spaces:
         digests["spaces"] = spaces.described
 
+    def save(path: Path, provenance: Provenance) -> None:
+        save_generator(path, network, start.architecture, config, provenance)
+
+    def save_as_it_is(path: Path) -> None:
+        save(path, record_provenance(options.output.parent, inputs, seed=settings.seed))
+
+    measure = None
+    if settings.fid_every and not options.dry_run:
+        from mfkit.training.measure import Measure  # timm takes seconds to import
+
+        measure = Measure(network, shift, inputs, settings, options.output, save_as_it_is)
+
     def tasks() -> Iterator[Task]:
         velocity = None
         if teacher:
@@ -238,10 +251,10 @@ def train_generator(
             after_step=partial(objective.after_step, models),
             resume_key=asdict(network.config) | chosen | digests,
             draw_grid=lambda step: draw_sample_grid(network, shift, inputs["rae"], options.output, step),
+            save=save_as_it_is, measure=measure, measure_every=settings.fid_every,
         )  # fmt: skip
 
     return produce(
         kind=network.kind, network=network, inputs=inputs, settings=asdict(settings) | chosen, seed=settings.seed,
-        tasks=tasks, options=options,
-        save=lambda path, provenance: save_generator(path, network, start.architecture, config, provenance),
+        tasks=tasks, options=options, save=save,
     )  # fmt: skip

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -49,9 +51,18 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         task.network, task.blocks, settings,
         accumulation=sharding.accumulation * pieces, trackers=options.trackers, folder=output.parent,
     )  # fmt: skip
-    accelerator = train_state.accelerator
+    accelerator, trained = train_state.accelerator, {"": train_state}
+    adversary = task.adversary
+    if adversary:
+        if train_state.sharded:
+            raise UsageError("--discriminator is not trained under FSDP")
+        trained["adversary."] = TrainState(
+            adversary.network, adversary.blocks, adversary.settings, accumulation=sharding.accumulation * pieces
+        )
     if train_state.sharded and settings.sample_every:
         raise UsageError("--sample-every samples in one process, which has a part of the weights only under FSDP")
+    if train_state.sharded and task.measure_every:
+        raise UsageError("--fid-every samples in each process, which has a part of the weights only under FSDP")
     log = output.with_suffix(".log.jsonl")
     resume_key = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE} | task.resume_key
     first_step = 0
@@ -63,7 +74,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
     if len({str(part) for part in gather_object([kept])}) > 1:
         raise UsageError(f"{output.parent}: not all processes see the same checkpoints there; it must be shared")
     if kept:
-        first_step = checkpoint.restore(kept[-1], resume_key, train_state, task.state)
+        first_step = checkpoint.restore(kept[-1], resume_key, trained, task.state)
         logger.info("resuming from %s, step %d", kept[-1], first_step)
     elif task.begin:
         task.begin()
@@ -91,28 +102,41 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         micro_batches = list(islice(batches, sharding.accumulation))
         recent.append((done, micro_batches))
         norm, rate = train_state.step(step, micro_batches, task.loss, meter.add, pieces)
+        norms = [norm]
+        if adversary and step >= adversary.first_step:
+            norms.append(
+                trained["adversary."].step(step, micro_batches, adversary.loss, meter.add_adversary, pieces)[0]
+            )
         if task.after_step:
             task.after_step()
         meter.end_step(norm)
         regular = done == settings.steps or done % settings.save_every == 0
-        status.after_step(done, meter.sums)
-        if regular or status.save or status.signal or done % settings.log_every == 0:
+        measured = task.measure_every and done % task.measure_every == 0
+        logged = measured or done % settings.log_every == 0
+        status.after_step(done, torch.cat([meter.sums, torch.stack(norms)]))
+        if regular or status.save or status.signal or logged:
             status.wait()
         if status.diverged:
             raise _diverged(status.diverged, dict(recent)[status.diverged], output)
         to_save = regular or status.save or status.signal is not None
-        if to_save or done % settings.log_every == 0:
+        if to_save or logged:
+            if task.measure and measured:
+                with meter.paused():
+                    for decay in train_state.averages:
+                        with train_state.with_ema(decay):
+                            name = "fid" if decay == settings.ema else f"fid.{decay}"
+                            meter.figures[name] = task.measure()
             line = meter.write(done, rate)
             logger.debug("step %d of %d: loss %.4g, mse %.4g", done, settings.steps, line.loss, line.mse)
         if to_save:
             task.data.skips.sync()
-            checkpoint.save(output, done, resume_key, train_state, task.state, keep=settings.keep)
+            checkpoint.save(output, done, resume_key, trained, task.state, keep=settings.keep)
             status.saved()
         if status.signal:
             break
         drawn = task.draw_grid and settings.sample_every and done % settings.sample_every == 0
         if task.draw_grid and drawn and accelerator.is_main_process:
-            with train_state.with_ema():
+            with train_state.with_ema(settings.ema):
                 task.draw_grid(done)
     status.after_step(done, meter.sums)  # a signal may have come while the last checkpoint was written
     status.wait()
@@ -121,6 +145,10 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         raise StoppedError(
             f"{number.name}: saved after step {done} of {settings.steps}; run the same command to resume", number
         )
+    for decay in settings.more_ema:
+        assert task.save is not None
+        with train_state.with_ema(decay):
+            task.save(output.with_suffix(f".ema-{decay}.safetensors"))
     train_state.take_ema()
     task.data.skips.report()
     accelerator.wait_for_everyone()
@@ -144,8 +172,8 @@ def _sharding(task: Task, rank: int, processes: int) -> tuple[BatchSharding, int
 
 
 _MAY_CHANGE = (
-    "workers", "log_every", "save_every", "save_minutes", "keep", "sample_every", "micro_batch", "compile",
-    "activation_checkpointing",
+    "workers", "log_every", "save_every", "save_minutes", "keep", "sample_every", "fid_every", "fid_images",
+    "micro_batch", "compile", "activation_checkpointing",
 )  # fmt: skip
 """Settings that a run may be resumed with another value of."""
 
@@ -177,16 +205,31 @@ class _Meter:
         self.sums = torch.zeros(3, device=accelerator.device)
         """Of loss, squared error, gradient norm since the last line."""
         self._parts: dict[str, Tensor] = {}
+        self.figures: dict[str, float] = {}
+        """Of the network as it is, for the next line."""
         self._micro_batches, self._step, self._clock = 0, first_step, time.perf_counter()
 
     def add(self, loss: Loss) -> None:
         self.sums[:2] += torch.stack([loss.value.detach(), loss.mse]).float()
-        for name, value in loss.parts.items():
-            self._parts[name] = self._parts.get(name, 0) + value.detach().float()
+        self._add_parts(loss.parts)
         self._micro_batches += 1
+
+    def add_adversary(self, loss: Loss) -> None:
+        self._add_parts({"discriminator": loss.value})
+
+    def _add_parts(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            self._parts[name] = self._parts.get(name, 0) + value.detach().float()
 
     def end_step(self, norm: Tensor) -> None:
         self.sums[2] += norm
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no time of training."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
 
     def write(self, step: int, rate: float) -> training_log.LogLine:
         sums = torch.stack([*self.sums, *self._parts.values()])
@@ -195,7 +238,7 @@ class _Meter:
         line = training_log.LogLine(
             step, loss / self._micro_batches, error / self._micro_batches, norms / steps, rate,
             steps * self._settings.batch_size / seconds,
-            {name: value / self._micro_batches for name, value in zip(self._parts, parts, strict=True)},
+            {name: value / self._micro_batches for name, value in zip(self._parts, parts, strict=True)} | self.figures,
         )  # fmt: skip
         if self._accelerator.is_main_process:
             training_log.append(self._log, line)
@@ -203,5 +246,6 @@ class _Meter:
             self._accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
         self.sums.zero_()
         self._parts.clear()
+        self.figures.clear()
         self._micro_batches, self._step, self._clock = 0, step, time.perf_counter()
         return line

@@ -47,6 +47,16 @@ class Task:
     """Changes ``state`` after a step of the optimiser."""
     draw_grid: Callable[[int], None] | None = None
     """Draws a sample grid after so many steps; the network holds its EMA meanwhile."""
+    save: Callable[[Path], None] | None = None
+    """Writes the network as it is, to be used as it is; all processes call it."""
+    measure: Callable[[], float] | None = None
+    """Tells how good the network is and keeps the best; it holds its EMA meanwhile. All processes call it."""
+    measure_every: int = 0
+    """Steps between two of them; 0 has none."""
+    adversary: "Task | None" = None
+    """A second network, trained in each step after the first, on the same samples, by an optimiser of its own."""
+    first_step: int = 0
+    """Before which an adversary is not trained."""
     suffix: str = ""
     """Of its log and checkpoints, where a command trains more than one network."""
 

@@ -31,14 +31,17 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     return settings.learning_rate + (settings.final_learning_rate - settings.learning_rate) * done
 
 
-def ema_decay(settings: TrainingSettings, step: int) -> float:
+def ema_decay(settings: TrainingSettings, step: int, highest: float | None = None) -> float:
     """The decay of the weights' EMA after a step, counted from 0: rises to its setting, from 0.5 or 0.
 
     With a warm-up of k0 steps it is 0.5 (2 D)^(k / k0), as in Drift-RAE (arXiv 2606.15553).
+
+    :param highest: another decay than the settings'.
     """
+    highest = settings.ema if highest is None else highest
     if settings.ema_warmup:
-        return min(settings.ema, 0.5 * (2 * settings.ema) ** (step / settings.ema_warmup))
-    return min(settings.ema, (1 + step) / (10 + step)) if step else 0.0
+        return min(highest, 0.5 * (2 * highest) ** (step / settings.ema_warmup))
+    return min(highest, (1 + step) / (10 + step)) if step else 0.0
 
 
 class TrainState:
@@ -76,7 +79,11 @@ class TrainState:
             self.network = self.accelerator.prepare(network)
             self.optimizers = Optimizers(_trained(network).values(), blocks, settings)
         self.parameters = _trained(network)
-        self.ema = [value.detach().clone() for value in self.parameters.values()]
+        self.averages = {
+            decay: [value.detach().clone() for value in self.parameters.values()]
+            for decay in (settings.ema, *settings.more_ema)
+        }  # fmt: skip
+        """EMAs by their decay; that of the output is the first."""
 
     def step(
         self, number: int, batches: Iterable[Batch], loss_function: LossFunction, on_loss: Callable[[Loss], None],
@@ -100,22 +107,24 @@ class TrainState:
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
         rate = learning_rate(self.settings, number)
         self.optimizers.step(rate)
-        get_ema_multi_avg_fn(ema_decay(self.settings, number))(self.ema, list(self.parameters.values()), None)
+        for decay, average in self.averages.items():
+            update = get_ema_multi_avg_fn(ema_decay(self.settings, number, decay))
+            update(average, list(self.parameters.values()), None)
         return full_tensor(norm), rate
 
     @contextmanager
-    def with_ema(self) -> Iterator[None]:
-        """The network holds its EMA meanwhile."""
+    def with_ema(self, decay: float) -> Iterator[None]:
+        """The network holds an EMA meanwhile."""
         trained = [value.detach().clone() for value in self.parameters.values()]
-        self.take_ema()
+        _copy(self.averages[decay], self.parameters.values())
         try:
             yield
         finally:
             _copy(trained, self.parameters.values())
 
     def take_ema(self) -> None:
-        """From now on the network holds its EMA."""
-        _copy(self.ema, self.parameters.values())
+        """From now on the network holds the EMA of the output."""
+        _copy(self.averages[self.settings.ema], self.parameters.values())
 
 
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
