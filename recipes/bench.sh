@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures what recipes/README.md tells of speed and memory, on random inputs and on the digits.
 #
-#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages plain growth options processes digits
+#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages plain growth options processes
+#                                         evaluation digits
 #
 # Results are JSON files in OUT; what is there is kept. Nothing else should run meanwhile.
 # BENCH holds options of `mfkit bench`; without them a batch is 8, the generator S, a latent 64 tokens. On a GPU:
@@ -63,12 +64,19 @@ processes() {
     done
 }
 
+# mfkit fid as the images grow.
+evaluation() {
+    for count in 10000 100000; do
+        write "evaluation-$count.json" python "$recipes/bench_evaluation.py" "$count"
+    done
+}
+
 digits() {
     for part in pairs precision order pipe memory; do
         write "$part.json" python "$recipes/bench_digits.py" "$digits" "$part"
     done
 }
 
-for part in ${*:-stages plain growth options processes digits}; do
+for part in ${*:-stages plain growth options processes evaluation digits}; do
     "$part"
 done
