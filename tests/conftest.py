@@ -1,6 +1,8 @@
 """Fixtures: the command line in this process, and a tiny chain of artifacts that the tests share."""
 
+import atexit
 import io
+import json
 import os
 import shlex
 import signal
@@ -9,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -118,15 +121,46 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def several(folder: Path, *commands: str, processes: int = 1, before: str = "") -> str:
-    """A shell command that runs commands of mfkit one after the other, and those after ``!`` in a shell.
+@cache
+def fork_server() -> subprocess.Popen[str]:
+    program = Path(__file__).with_name("forks.py")
+    server = subprocess.Popen(
+        [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    atexit.register(server.kill)
+    return server
+
+
+def forked(code: str, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process of its own that has imported mfkit already."""
+    server, files = fork_server(), [folder / f".{name}" for name in ("out", "err")]
+    request = dict(code=code, arguments=list(arguments), folder=str(folder), out=str(files[0]), err=str(files[1]))
+    assert server.stdin and server.stdout
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    status = int(server.stdout.readline())
+    said = [path.read_text() for path in files]
+    for path in files:
+        path.unlink()
+    return subprocess.CompletedProcess(["forked", *arguments], status, *said)
+
+
+def several(folder: Path, *commands: str, processes: int = 1, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs commands of mfkit one after the other, and those after ``!`` in a shell.
 
     In one process, or in forks of it that are to each other what a launcher's processes are. Each runs the Python code
     ``before`` first, and writes the exit codes to ``codes`` and its rank.
     """
-    (folder / "several.py").write_text(FORKS + before + COMMANDS)
-    words = [str(folder / "several.py"), str(processes), str(free_port()), str(folder / "codes"), *commands]
-    return shlex.join([sys.executable, *words])
+    return forked(
+        FORKS + before + COMMANDS, [str(processes), str(free_port()), str(folder / "codes"), *commands], folder
+    )
+
+
+def several_as_script(folder: Path, *commands: str) -> str:
+    """The same as a shell command, in one process."""
+    (folder / "several.py").write_text(FORKS + COMMANDS)
+    return shlex.join([sys.executable, str(folder / "several.py"), "1", "0", str(folder / "codes"), *commands])
 
 
 FORKS = """

@@ -1,6 +1,6 @@
 """Runs command lines to their end in the folder ``whole``, then in ``stopped``, stopped again and again before it.
 
-``python restless.py SIGNALS SEED COMMAND…``, such as ``KILL,KILL,TERM 0 "encode …" "sample …"``. Each run is a fork of
+Its arguments are SIGNALS SEED COMMAND…, such as ``KILL,KILL,TERM 0 "encode …" "sample …"``. Each run is a fork of
 this process, which has imported all that it needs. The moments are random; every other signal waits for a file that is
 being written. Prints, as JSON and for each command, how many signals were sent, and how many met such a file.
 """

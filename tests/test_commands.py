@@ -3,14 +3,13 @@
 import json
 import re
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Result, failed, shell
+from conftest import Result, failed, forked, shell
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -390,7 +389,7 @@ def test_out_of_memory_names_what_to_turn(command: str, ways: list[str], error, 
 
 
 def test_the_hosts_memory_really_ends(chain: Path, tmp_path: Path) -> None:
-    (tmp_path / "bounded.py").write_text(
+    code = (
         "import resource\n"
         "from pathlib import Path\n"
         "import mfkit.commands.training\n"
@@ -400,5 +399,5 @@ def test_the_hosts_memory_really_ends(chain: Path, tmp_path: Path) -> None:
         "main()\n"
     )
     options = f"--teacher {chain}/teacher.safetensors -o x.safetensors --steps 1 --batch-size 2048 --workers 0"
-    done = shell(f"{sys.executable} bounded.py distill {options}", tmp_path)
+    done = forked(code, ["distill", *options.split()], tmp_path)
     assert done.returncode == 6 and done.stderr.count("\n") == 1 and "--micro-batch" in done.stderr, done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import webdataset as wds
-from conftest import failed, several, shell
+from conftest import failed, several
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -102,7 +102,7 @@ def test_what_processes_and_earlier_runs_skipped_counts_together(chain: Path, tm
     """Of 200 images 3 are broken: no process, and neither of two runs, meets more than 2 of them."""
     make_images(tmp_path, 200, [4, 5, 30])
     command = f"encode images --rae {chain}/rae.safetensors --preset digits --shard-size 20 --on-error skip -o latents"
-    done = shell(several(tmp_path, command, processes=2), tmp_path)
+    done = several(tmp_path, command, processes=2)
     told = "3 of 200 samples cannot be read"
     assert done.stderr.count(told) == 1 and [(tmp_path / f"codes{rank}").read_text() for rank in (0, 1)] == 2 * ["3\n"]
     failed(mfkit(command), 3, told)  # what is finished is kept, with what is missing from it

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import failed, several, shell, stopped_once
+from conftest import failed, forked, several, several_as_script, shell, stopped_once
 from safetensors.torch import load_file
 
 from mfkit.data.codecs import array_bytes
@@ -33,7 +33,7 @@ def test_a_full_or_read_only_file_system(chain: Path, tmp_path: Path) -> None:
     encode = f"encode digits:train --rae {chain}/rae.safetensors -o latents --shard-size 400"
     (tmp_path / "disk").mkdir()
     look = "!find . -type f; cat t.safetensors"
-    run = several(tmp_path, train, encode, draw, look, "!mount -o remount,ro .", train, draw)
+    run = several_as_script(tmp_path, train, encode, draw, look, "!mount -o remount,ro .", train, draw)
     script = f"mount -t tmpfs -o size=2m tmpfs disk && cd disk && echo kept > t.safetensors; {run}"
     done = shell(f"unshare -rm bash -c {shlex.quote(script)}", tmp_path)
     left = ["t.safetensors", "t.log.jsonl", "latents/00000.tar", "latents/.progress/settings"]
@@ -122,7 +122,7 @@ def test_numbers_that_are_not_finite_stop_all_processes(tmp_path: Path) -> None:
         "train-teacher x.tar --preset digits --classes 10 -o t.safetensors --steps 100000 --batch-size 4 "
         "--save-every 1 --log-every 100000"
     )
-    done = shell(several(tmp_path, command, processes=2), tmp_path)
+    done = several(tmp_path, command, processes=2)
     assert time.monotonic() - began < 60
     assert [(tmp_path / f"codes{rank}").read_text() for rank in (0, 1)] == 2 * ["5\n"]
     assert done.stderr.count("mfkit: error: a loss or gradient was not finite in step") == 1, done.stderr
@@ -159,7 +159,7 @@ def test_another_number_of_processes_goes_on_with_the_same_order(chain: Path, tm
     with stopped_once(lambda: checkpoints(tmp_path / "t.safetensors"), signal.SIGTERM):
         stopped = mfkit(f"{command} --steps 8")
     assert stopped.code == 143 and checkpoints(tmp_path / "t.safetensors"), stopped.err
-    done = shell(several(tmp_path, f"{command} --steps 8", processes=2), tmp_path)
+    done = several(tmp_path, f"{command} --steps 8", processes=2)
     assert done.returncode == 0 and (tmp_path / "t.safetensors").exists(), done.stderr
     one, other = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "t.safetensors")
     assert max(float((one[name] - other[name]).norm() / (one[name].norm() + 1e-3)) for name in one) < 1e-4
@@ -167,7 +167,7 @@ def test_another_number_of_processes_goes_on_with_the_same_order(chain: Path, tm
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """3,000 steps of the loop, with its reading, log, average and checkpoints, on a network of one layer."""
-    (tmp_path / "long.py").write_text(
+    code = (
         "from pathlib import Path\n"
         "import torch\n"
         "from torch import nn\n"
@@ -191,7 +191,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
         "train(task, RunOptions(output=Path('x.safetensors')))\n"
         "print(seen[1000], seen[2900])\n"
     )
-    done = shell(f"{sys.executable} long.py", tmp_path)
+    done = forked(code, [], tmp_path)
     assert done.returncode == 0, done.stderr
     early, late = (int(word) for word in done.stdout.split())
     assert late <= 1.01 * early, (early, late)

@@ -2,11 +2,9 @@
 
 import json
 import os
-import shlex
-import sys
 from pathlib import Path
 
-from conftest import shell
+from conftest import forked
 
 from mfkit.artifacts.artifact import file_digest
 
@@ -18,7 +16,7 @@ MIXED = "KILL,TERM"
 
 def stopped_again_and_again(folder: Path, signals: str, *commands: str) -> list[dict[str, int]]:
     """Runs commands undisturbed in ``whole`` and disturbed in ``stopped``; both must hold the same files after them."""
-    done = shell(shlex.join([sys.executable, str(RESTLESS), signals, "0", *commands]), folder)
+    done = forked(RESTLESS.read_text(), [signals, "0", *commands], folder)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     files = [contents(folder / part) for part in ("whole", "stopped")]
     assert files[0] == files[1] and files[0]

@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
-from conftest import several, shell
+from conftest import several
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
@@ -178,7 +178,7 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 def launched(processes: int, commands: list[str], folder: Path) -> CompletedProcess[str]:
     """What commands print and say that run one after the other in so many processes."""
-    done = shell(several(folder, *commands, processes=processes), folder)
+    done = several(folder, *commands, processes=processes)
     codes = [path.read_text().split() for path in folder.glob("codes?")]
     assert done.returncode == 0 and codes == processes * [len(commands) * ["0"]], done.stderr
     for path in folder.glob("codes?"):
@@ -319,7 +319,7 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     )
     split = command.replace("OUT", "split")
     keep = "!cp split.checkpoint-0000002.safetensors alone.checkpoint-0000002.safetensors; ls"
-    done = shell(several(tmp_path, split, keep, split, processes=2, before=before), tmp_path)
+    done = several(tmp_path, split, keep, split, processes=2, before=before)
     assert [(tmp_path / f"codes{rank}").read_text().split() for rank in (0, 1)] == 2 * [["1", "0", "0"]], done.stderr
     assert "stopped in step 3" in done.stderr and done.stdout.split().count("split.safetensors") == 1
     for name in ("whole", "alone"):  # the second goes on from the checkpoint of the two
