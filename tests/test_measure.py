@@ -22,8 +22,8 @@ COUNT = 70
 
 def command(chain: Path, name: str, more: str = f" --fid-every 2 --fid-images {COUNT}") -> str:
     return (
-        f"train-teacher {chain}/latents -o {name}.safetensors --steps 6 --batch-size 16 --optimizer adamw "
-        f"--log-every 3 --learning-rate 3e-2{more}"
+        f"bootstrap --init {chain}/cmt.safetensors --latents {chain}/latents -o {name}.safetensors --steps 6 "
+        f"--batch-size 16 --log-every 3 --learning-rate 1e-2{more}"
     )
 
 
@@ -40,17 +40,13 @@ def measured(mfkit, chain: Path, tmp_path: Path) -> dict[int, float]:
 
 
 def test_the_figure_by_hand_and_the_best(chain: Path, tmp_path: Path, measured: dict[int, float]) -> None:
-    """Of the average after the last step, which is what the output holds: 50 Euler steps on the shifted grid."""
+    """Of the average after the last step, which is what the output holds, in one evaluation."""
     assert sorted(measured) == [2, 4, 6]
     network, rae = package.load(tmp_path / "t.safetensors"), package.load(chain / "rae.safetensors")
     z, y = Draws(0, "fid", range(COUNT)).normal("noise", (32, 4, 4)), torch.arange(COUNT) % 10
-    uniform, shift = torch.linspace(1, 0, 51), 4.0
-    times = shift * uniform / (1 + (shift - 1) * uniform)
     with torch.no_grad():
-        for t, following in zip(times, times[1:], strict=False):
-            z = z - (t - following) * network(z, t.expand(COUNT), y)
-        images = (rae.decode(z) * 255).round() / 255
-        ours = rae.encode(images).mean((2, 3)).numpy()
+        images = rae.decode(z - network(z, torch.zeros(COUNT), torch.ones(COUNT), y))
+        ours = rae.encode((images * 255).round() / 255).mean((2, 3)).numpy()
     latents = open_latents("latents", str(chain / "latents")).dataset
     real = np.stack([latents[index]["latent"].float().mean((1, 2)).numpy() for index in range(len(latents))])
     assert measured[6] == pytest.approx(frechet(ours, real), rel=2e-5)

@@ -53,9 +53,19 @@ def test_nearest_distances_find_copies() -> None:
     assert nearest_distances(images, reference).tolist() == pytest.approx([0, 0.01], abs=1e-3)
 
 
+COUNTED: list[dict] = []
+
+
+def counts(mfkit) -> dict:
+    """Those of the networks at 256 pixels, which take seconds, once."""
+    if not COUNTED:
+        COUNTED.append(json.loads(mfkit("flops --preset imagenet256 --json").out))
+    return COUNTED[0]
+
+
 def test_flops_of_the_published_networks(mfkit) -> None:
     """157 + 106 = 263 at 256 pixels, as the MF-RAE paper counts."""
-    rules = json.loads(mfkit("flops --preset imagenet256 --json").out)["rules"]
+    rules = counts(mfkit)["rules"]
     published = {"generator": 157, "decoder": 106, "total": 263}
     for part, value in published.items():
         assert rules["macs_without_attention"][part] == pytest.approx(value, rel=0.01)
@@ -65,7 +75,7 @@ def test_flops_of_the_published_networks(mfkit) -> None:
 
 def test_vanilla_mean_flow_is_set_beside(mfkit) -> None:
     """114 + 310 = 424 and -38% in the paper; at 512 pixels it gives 1051 for MF-RAE, attention left out as at 256."""
-    table = json.loads(mfkit("flops --preset imagenet256 --json").out)["vanilla_mean_flow"]
+    table = counts(mfkit)["vanilla_mean_flow"]
     rule = table["rules"]["macs_without_attention"]
     assert (rule["generator"], rule["decoder"], rule["total"]) == pytest.approx((114, 310, 424), rel=0.01)
     assert table["saved"]["macs_without_attention"] == pytest.approx(0.38, abs=0.005)
@@ -83,7 +93,7 @@ def test_counts_as_text_name_their_rules(mfkit) -> None:
 
 
 def test_the_cost_of_a_recipe_by_hand(mfkit) -> None:
-    one = json.loads(mfkit("flops --preset imagenet256 --json").out)["rules"]["flops"]["generator"] * 1e9
+    one = counts(mfkit)["rules"]["flops"]["generator"] * 1e9
     cost = json.loads(mfkit("plan --preset imagenet256 --rate 100 --images 1000 --trajectories 10 --json").out)
     stages = cost["stages"]
     assert stages["train-teacher"]["flops"] == pytest.approx(100_000 * 1024 * 3 * one)
