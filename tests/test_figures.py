@@ -157,7 +157,13 @@ def test_two_results_differ_by_more_than_noise_or_not(mfkit, tmp_path: Path) -> 
     )
     (tmp_path / "worse.json").write_text(json.dumps(worse))
     assert json.loads(mfkit(f"{command.format('a')} --against worse.json").out)["against"]["verdict"] == "better"
-    failed(mfkit(f"{command.format('a').replace(' --resample 10', '')} --against a.json"), 3, "need --resample")
+    failed(mfkit(f"{command.format('a').replace(' --resample 10', '')} --against a.json"), 2, "needs --resample")
+    for text, words in (
+        ("{}", "does not tell how sure"), ('{"standard_error": "x", "frechet_distance": 1}', "damaged"),
+        ('{"standard_error": 1, "frechet_distance": 1, "features": "f", "resize": "r", "reference": [1]}', "damaged"),
+    ):  # fmt: skip
+        (tmp_path / "odd.json").write_text(text)
+        failed(mfkit(f"{command.format('a')} --against odd.json"), 3, "odd.json", words)
     failed(mfkit(f"{command.format('a').replace('real', 'b')} --against a.json"), 3, "against another reference")
     (tmp_path / "no.json").write_text("[]")
     failed(mfkit(f"{command.format('a')} --against no.json"), 3, "no.json")

@@ -13,6 +13,7 @@ from test_resume import stopped_again_and_again
 from test_training import difference
 from torch import Tensor
 
+from mfkit.autoencoders.rae import RAEFile
 from mfkit.evaluation.features import FeatureRequest, open_features, rae_features
 from mfkit.flow.objectives.base import Batch, Features, Models
 from mfkit.flow.objectives.frechet import Frechet, squared_distance, symmetric_root
@@ -169,7 +170,7 @@ def test_pieces_change_no_gradient(kind: str) -> None:
 def test_features_with_a_gradient_are_those_of_fid(space: str, chain: Path, tmp_path: Path) -> None:
     """Of images as they are stored, up to Pillow's resize; and the gradient goes on to the images."""
     if space == "rae":
-        extractor = rae_features(chain / "rae.safetensors")
+        extractor = rae_features(RAEFile.open(chain / "rae.safetensors"))
     elif space == "timm":
         import timm
         from safetensors.torch import save_file

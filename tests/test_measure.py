@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import failed, stopped_once
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_evaluation import frechet
 
 import mfkit as package
@@ -20,9 +21,22 @@ from mfkit.training.checkpoint import checkpoints
 COUNT = 70
 
 
+@pytest.fixture(autouse=True)
+def start(chain: Path, tmp_path: Path) -> None:
+    """A student with weights at random, to which labels matter."""
+    torch.manual_seed(0)
+    with safe_open(chain / "cmt.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        texts = file.metadata()
+    changed = {name: value + 0.1 * torch.randn_like(value) for name, value in tensors.items()}
+    save_file(changed, tmp_path / "start.safetensors", texts)
+    for name in ("rae.safetensors", "latents"):
+        (tmp_path / name).symlink_to(chain / name)
+
+
 def command(chain: Path, name: str, more: str = f" --fid-every 2 --fid-images {COUNT}") -> str:
     return (
-        f"bootstrap --init {chain}/cmt.safetensors --latents {chain}/latents -o {name}.safetensors --steps 6 "
+        f"bootstrap --init start.safetensors --latents {chain}/latents -o {name}.safetensors --steps 6 "
         f"--batch-size 16 --log-every 3 --learning-rate 1e-2{more}"
     )
 

@@ -1,7 +1,7 @@
 """``mfkit decode``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,10 +21,7 @@ from mfkit.config.settings import DecodeSettings
 def decode(
     latents: Annotated[str, typer.Argument(metavar="SHARDS", help="Latents; of trajectories, the ends are decoded.")],
     flags: options.Flags,
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Folder, FILE.npz, or - for a tar stream.", metavar="DIR|FILE|-"),
-    ] = None,
+    output: options.ImagesOutput = None,
     grid: Annotated[
         Path | None, typer.Option(help="Draw a hundred, spread evenly, as a grid, ten per row.", metavar="FILE")
     ] = None,
@@ -35,9 +32,7 @@ def decode(
     images: Annotated[
         str | None, typer.Option(help="Those images.  [default: the recorded ones]", metavar="IMAGES")
     ] = None,
-    format: Annotated[
-        Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
-    ] = "png",
+    format: options.ImageFormat = "png",
     rae: options.Rae = None,
     classes: options.Classes = None,
     workers: options.Workers = 4,

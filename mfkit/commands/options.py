@@ -37,6 +37,10 @@ RequiredOutput = Annotated[Path, typer.Option("-o", "--output", help="File to wr
 OutputFolderOrStream = Annotated[
     str, typer.Option("-o", "--output", help="Folder, or - for a tar stream.", metavar="DIR|-")
 ]
+ImagesOutput = Annotated[
+    str | None, typer.Option("-o", "--output", help="Folder, FILE.npz, or - for a tar stream.", metavar="DIR|FILE|-")
+]
+ImageFormat = Annotated[Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Preset = Annotated[
     PresetName | None,

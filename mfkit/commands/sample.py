@@ -1,7 +1,7 @@
 """``mfkit sample``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,16 +21,11 @@ def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Student's or teacher's file.")],
     count: Annotated[int, typer.Option("-n", "--count", help="Images to sample.", min=1, metavar="N")],
     flags: options.Flags,
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Folder, FILE.npz, or - for a tar stream.", metavar="DIR|FILE|-"),
-    ] = None,
+    output: options.ImagesOutput = None,
     grid: Annotated[
         Path | None, typer.Option(help="Draw the first images as a grid, ten per row.", metavar="FILE")
     ] = None,
-    format: Annotated[
-        Literal["png", "tar"], typer.Option(help="A folder of PNG files by class, or of tar shards.")
-    ] = "png",
+    format: options.ImageFormat = "png",
     rae: options.Rae = None,
     guide: options.Guide = None,
     times: Annotated[Path | None, typer.Option(help="Grid of times that mfkit times wrote.", metavar="FILE")] = None,

@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mfkit.artifacts.json_files import parse, read_json
 from mfkit.errors import InputError, UsageError
+from mfkit.evaluation.compare import compare, read_result, standard_error
 from mfkit.evaluation.features import PUBLISHED_VALIDATION, FeatureExtractor, FeatureRequest, open_features
 from mfkit.evaluation.image_set import ImageSet, Need, known_statistics, see_images
 from mfkit.evaluation.metrics import FID, METRICS
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = "imagenet256"
 """The word for the published validation distances, in place of validation images."""
-_RETRAINING = 0.02
-"""Share of a distance that another seed of the training moves it by (arXiv 2606.20536)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +77,11 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
     """
     if asked.save_stats and len(asked.features) > 1:
         raise UsageError("--save-stats writes the statistics of one space: give --features one name")
+    before = read_result(asked.against) if asked.against else None
+    if before and asked.groups == 1:
+        raise UsageError(f"--against {asked.against} needs --resample, which tells how sure a distance is")
+    if asked.validation == PUBLISHED:
+        _check_published(asked.features)
     statistics = {
         location: found
         for location in references
@@ -125,8 +128,8 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
         real = first.reference
         of = {name: real.moments(name) for name in SUFFIXES if real.has_moments(name)}
         write_statistics(asked.save_stats, of, first.extractor.conditions | {"of": real.conditions})
-    if asked.against:
-        result["against"] = compare(result, asked.against)
+    if before:
+        result["against"] = compare(result, before, asked.against)
     return result
 
 
@@ -159,6 +162,11 @@ def _add_metrics(spaces: Sequence[_Space], names: Sequence[str]) -> None:
             raise UsageError(f"--{metric.name} needs Inception's {missing.pop()}: it needs --features inception")
         for space in able if outputs else able[:1]:
             space.metrics.append(metric)
+
+
+def _check_published(features: Sequence[FeatureRequest]) -> None:
+    if unknown := [one.features for one in features if one.features not in PUBLISHED_VALIDATION]:
+        raise UsageError(f"--validation {PUBLISHED}: no distance in {unknown[0]} is published; give images")
 
 
 def _common_size(spaces: Sequence[_Space]) -> int | None:
@@ -208,18 +216,8 @@ def _figures(space: _Space, groups: int) -> dict[str, Any]:
     if not isfinite(result["frechet_distance"]):
         raise InputError(f"the distance in {space.name} is not finite: the features are too large")
     if groups > 1:
-        result["standard_error"] = _standard_error(space.samples, space.reference, groups)
+        result["standard_error"] = standard_error(space.samples, space.reference, groups)
     return result | space.extractor.conditions
-
-
-def _standard_error(ours: ImageSet, real: ImageSet, groups: int) -> float:
-    """Of the Fréchet distance, by the jackknife: over the distances without one of the groups of samples."""
-    if ours.conditions["images"] < 2 * groups:
-        raise UsageError(f"--resample {groups}: {ours.conditions['images']} samples are too few for so many groups")
-    parts = [ours.moments("features", without) for without in range(groups)]
-    distances = frechet_distances(parts, real.moments("features"))
-    mean = sum(distances) / groups
-    return float(((groups - 1) / groups * sum((value - mean) ** 2 for value in distances)) ** 0.5)
 
 
 def _ratio(
@@ -228,8 +226,6 @@ def _ratio(
 ) -> dict[str, Any]:  # fmt: skip
     """FDr: the mean over the spaces of the samples' distance by that of real images (arXiv 2604.28190)."""
     if validation == PUBLISHED:
-        if unknown := [space.name for space in spaces if space.name not in PUBLISHED_VALIDATION]:
-            raise UsageError(f"--validation {PUBLISHED}: no distance in {unknown[0]} is published; give images")
         distances = {space.name: PUBLISHED_VALIDATION[space.name] for space in spaces}
     else:
         views: list[tuple[FeatureExtractor, Collection[Need]]] = [
@@ -245,30 +241,6 @@ def _ratio(
     ratios = [figures[name]["frechet_distance"] / distance for name, distance in distances.items()]
     told = {"of": validation, "validation_distances": distances}
     return {"fdr": sum(ratios) / len(ratios), "fdr_conditions": told}
-
-
-def compare(result: Mapping[str, Any], other: Path) -> dict[str, Any]:
-    """Whether two results differ by more than noise: that of the images drawn, and that of another training.
-
-    :raises InputError: they were measured otherwise.
-    """
-    before = parse(dict, read_json(other), other)
-    for name in ("features", "features_digest", "resize"):
-        if before.get(name) != result.get(name):
-            raise InputError(f"{other} was measured otherwise: {name} was {before.get(name)}, is {result.get(name)}")
-    digests = [dict(one.get("reference") or {}).get("digest") for one in (before, result)]
-    if digests[0] != digests[1]:
-        raise InputError(f"{other} was measured against another reference")
-    if not all("standard_error" in one for one in (before, result)):
-        raise InputError(f"{other} and this result need --resample, which tells how sure a distance is")
-    errors = [float(one["standard_error"]) for one in (before, result)]
-    distances = [float(one["frechet_distance"]) for one in (before, result)]
-    drawn = 2 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-    trained = _RETRAINING * max(distances)
-    difference = distances[1] - distances[0]
-    verdict = "noise" if abs(difference) < max(drawn, trained) else "better" if difference < 0 else "worse"
-    noise = {"of_images": drawn, "of_another_training": trained}
-    return {"file": str(other), "difference": difference, "noise": noise, "verdict": verdict}
 
 
 def _was_trained_on(conditions: Mapping[str, Any], trained: Sequence[Mapping[str, Any]]) -> bool:

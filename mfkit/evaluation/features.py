@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from mfkit.artifacts.artifact import file_digest
 from mfkit.errors import UsageError
 from mfkit.formats.hub import resolve
 from mfkit.runtime.distributed import processes
+
+if TYPE_CHECKING:
+    from mfkit.autoencoders.rae import RAEFile
 
 Resize = Literal["auto", "clean", "legacy-tf"]
 
@@ -119,14 +122,15 @@ def open_features(request: FeatureRequest) -> FeatureExtractor:
     name = request.features
     if name in EXTRACTORS:
         return EXTRACTORS[name](request)
-    return rae_features(Path(name)) if name.endswith(".safetensors") else _timm(request)
-
-
-def rae_features(path: Path) -> FeatureExtractor:
-    """The mean over the patches of the standardised latents of an RAE."""
+    if not name.endswith(".safetensors"):
+        return _timm(request)
     from mfkit.autoencoders.rae import RAEFile
 
-    file = RAEFile.open(path)
+    return rae_features(RAEFile.open(Path(name)))
+
+
+def rae_features(file: "RAEFile") -> FeatureExtractor:
+    """The mean over the patches of the standardised latents of an RAE."""
     rae = file.network.to(processes().device).requires_grad_(False)
     size = rae.config.image_size
 

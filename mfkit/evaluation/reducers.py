@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -72,7 +72,8 @@ class Rows(Reducer):
     """All rows, in the order of the images, in a temporary file, so that memory does not grow with them."""
 
     def __init__(self) -> None:
-        self._file = TemporaryFile()  # noqa: SIM115 (it is gone with this object)
+        self._folder = TemporaryDirectory()  # it goes with this object
+        self._file = Path(self._folder.name) / "rows"
         self._indices: list[int] = []
         self._shape: tuple[int, ...] = (0,)
         self._dtype = np.dtype(np.float32)
@@ -80,9 +81,8 @@ class Rows(Reducer):
     def add(self, indices: Sequence[int], values: Tensor) -> None:
         rows = np.ascontiguousarray(values.numpy())
         self._shape, self._dtype = rows.shape[1:], rows.dtype
-        with write_errors(Path(gettempdir())):
-            self._file.write(rows.data)
-            self._file.flush()
+        with write_errors(self._file), self._file.open("ab") as file:
+            file.write(rows.data)
         self._indices += indices
 
     def merge(self, other: Self) -> None:
@@ -95,10 +95,9 @@ class Rows(Reducer):
         return found if self._indices == sorted(self._indices) else found[torch.tensor(self._indices).argsort()]
 
     def _stored(self) -> Tensor:
-        shape = (len(self._indices), *self._shape)
-        return (
-            torch.from_numpy(np.memmap(self._file, self._dtype, "c", shape=shape)) if self._indices else torch.zeros(0)
-        )
+        if not self._indices:
+            return torch.zeros(0)
+        return torch.from_numpy(np.memmap(self._file, self._dtype, "c", shape=(len(self._indices), *self._shape)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"indices": self._indices, "rows": self._stored().clone()}

@@ -44,11 +44,11 @@ class Measure:
         """
         for role, what in {"rae": "the RAE", "latents": "the latents of real images"}.items():
             if role not in inputs or not inputs[role].path.exists():
-                raise InputError(f"--fid-every needs {what}, which are not where the inputs say they are")
+                raise InputError(f"--fid-every needs {what}, not found where the inputs say")
         if not RAEFile.matches(inputs["rae"].path):
             raise UsageError("--fid-every measures in the features of an RAE's encoder, and these latents are of a VAE")
         self._network, self._shift, self._settings, self._save = network, time_shift, settings, save
-        self._rae, self._latents = inputs["rae"].path, inputs["latents"].path
+        self._rae, self._latents = RAEFile.open(inputs["rae"].path), inputs["latents"].path
         self.best_path = output.with_suffix(".best.safetensors")
         self._log = output.with_suffix(".log.jsonl")
         self._real: Moments | None = None
@@ -77,8 +77,11 @@ class Measure:
 
     def _of_samples(self) -> Moments:
         world, network = processes(), self._network
-        rae = RAEFile.open(self._rae).network.to(world.device)
-        features, sampler = rae_features(self._rae), sampler_of(network, SampleSettings(), self._shift)
+        rae, features, sampler = (
+            self._rae.network,
+            rae_features(self._rae),
+            sampler_of(network, SampleSettings(), self._shift),
+        )
         sums = MomentsOf()
         network.eval()
         for number, indices in enumerate(torch.arange(self._settings.fid_images).split(_BATCH)):
@@ -91,5 +94,6 @@ class Measure:
                 images = to_uint8(rae.decode(latents).float()).cpu()
             sums.add(indices.tolist(), features.of_images(images)["features"])
         network.train()
+        rae.to("cpu")  # between two measurements the device is the training's
         sums.share()
         return sums.moments()

@@ -23,9 +23,7 @@ class PrecisionRecall(Metric):
     needs: ClassVar = {"features": "rows"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
-        ours, theirs = samples.rows("features"), reference.rows("features")
-        if min(len(ours), len(theirs)) <= _NEIGHBOURS:
-            raise InputError(f"precision and recall need more than {_NEIGHBOURS} images on either side")
+        ours, theirs = _rows(samples, reference, _NEIGHBOURS)
         precision, recall = precision_recall(ours, theirs, _NEIGHBOURS)
         return {"precision": precision, "recall": recall}
 
@@ -36,13 +34,18 @@ class DensityCoverage(Metric):
     needs: ClassVar = {"features": "rows"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
-        ours, theirs = samples.rows("features"), reference.rows("features")
-        if min(len(ours), len(theirs)) <= _PRDC_NEIGHBOURS:
-            raise InputError(f"prdc needs more than {_PRDC_NEIGHBOURS} images on either side")
+        ours, theirs = _rows(samples, reference, _PRDC_NEIGHBOURS)
         precision, recall = precision_recall(ours, theirs, _PRDC_NEIGHBOURS)
         density, coverage = density_coverage(ours, theirs, _PRDC_NEIGHBOURS)
         found = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
         return {"prdc": found | {"neighbours": _PRDC_NEIGHBOURS}}
+
+
+def _rows(samples: ImageSet, reference: ImageSet, neighbours: int) -> tuple[Tensor, Tensor]:
+    ours, theirs = samples.rows("features"), reference.rows("features")
+    if min(len(ours), len(theirs)) <= neighbours:
+        raise InputError(f"precision and recall need more than {neighbours} images on either side")
+    return ours, theirs
 
 
 def density_coverage(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[float, float]:
