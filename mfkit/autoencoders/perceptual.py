@@ -75,7 +75,7 @@ def lpips(device: torch.device, file: Path | None = None) -> LPIPS:
     """
     found = find_spec("torchmetrics")
     if found is None or found.origin is None:
-        raise UsageError("LPIPS needs torchmetrics, which has its weights: pip install 'mfkit[paired]'")
+        raise UsageError("LPIPS needs torchmetrics, which has its weights: pip install torchmetrics")
     layers = read_weights_file(Path(found.origin).parent / "functional/image/lpips_models/vgg.pth")
     weights = {f"weights.{number}": layers[f"lin{number}.model.1.weight"].flatten() for number in range(5)}
     vgg = {name: value for name, value in _vgg(file).items() if name.startswith("features.")}

@@ -114,6 +114,7 @@ def fid(
     pairs = [name for name in paired.split(",") if name]
     if unknown := [name for name in pairs if name not in MEASURES]:
         raise UsageError(f"--paired {unknown[0]}: known are {', '.join(MEASURES)}")
+    measures = {name: MEASURES[name]() for name in pairs}
     named = [ALIASES.get(name, name) for name in metrics.split(",") if name not in ("", "fid")]
     if unknown := [name for name in named if name not in METRICS]:
         raise UsageError(f"--metrics {unknown[0]}: known are fid, {', '.join([*METRICS, *ALIASES])}")
@@ -125,6 +126,6 @@ def fid(
     )  # fmt: skip
     with exclusive_output(save_stats, overwrite=overwrite, suffix=".npz") if save_stats else nullcontext():
         found = evaluate(samples, reference, asked)
-    if pairs:
-        found["paired"] = compare_pairs(samples, reference[0], pairs, batch_size=batch_size, workers=workers)
+    if measures:
+        found["paired"] = compare_pairs(samples, reference[0], measures, batch_size=batch_size, workers=workers)
     return json.dumps(found, indent=2)

@@ -1,6 +1,6 @@
 """Reconstructions beside the images that they are of: PSNR, SSIM, LPIPS, means over the images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from accelerate.utils import gather_object
@@ -28,7 +28,7 @@ def _ssim() -> Measure:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure as similarity
     except ImportError as error:
-        raise UsageError("--paired ssim needs torchmetrics: pip install 'mfkit[paired]'") from error
+        raise UsageError("--paired ssim needs torchmetrics: pip install torchmetrics") from error
 
     def measure(images: Tensor, originals: Tensor) -> Tensor:
         _, of_windows = similarity(images, originals, data_range=1.0, reduction="none", return_full_image=True)
@@ -48,18 +48,17 @@ MEASURES: dict[str, Callable[[], Measure]] = {"psnr": lambda: psnr, "ssim": _ssi
 
 
 def compare_pairs(
-    samples: str, originals: str, names: Sequence[str], *, batch_size: int, workers: int
+    samples: str, originals: str, measures: Mapping[str, Measure], *, batch_size: int, workers: int
 ) -> dict[str, float]:
     """Means over all pairs. All processes call it, and share the images.
 
     :raises InputError: the two sets are not of the same images, as far as number and labels tell.
     """
-    measures = {name: MEASURES[name]() for name in names}
     ours = _open(samples, None)
     theirs = _open(originals, None if originals.endswith(".npz") else int(ours[0]["image"].shape[-1]))
     if len(ours) != len(theirs):
         raise InputError(f"--paired: {samples} holds {len(ours)} images, {originals} {len(theirs)}")
-    sums, count = dict.fromkeys(names, 0.0), 0
+    sums, count = dict.fromkeys(measures, 0.0), 0
     device = processes().device
     both = zip(*(shared_batches(one, batch_size, workers) for one in (ours, theirs)), strict=True)
     for one, other in progress(both, unit="batch"):
@@ -77,7 +76,7 @@ def compare_pairs(
         count += len(images)
     shared = gather_object([(sums, count)])
     total = sum(number for _, number in shared)
-    return {name: sum(part[name] for part, _ in shared) / total for name in names}
+    return {name: sum(part[name] for part, _ in shared) / total for name in measures}
 
 
 def _open(location: str, size: int | None) -> MapDataset:
