@@ -1,12 +1,13 @@
 """Judges what recipes/ablations.sh trained: writes ablations.md and a picture for each question.
 
-python recipes/ablations.py OUT
+python recipes/ablations.py OUT [EMOJI]
 python recipes/ablations.py --unshift TRAJECTORIES FOLDER    # the same states, their times labelled without the shift
 python recipes/ablations.py --separate-drops distill …       # mfkit, with labels dropped anew in each evaluation
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import webdataset as wds
-from judge import COLUMNS, DIGITS, Figures, Judge, spread, table
+from judge import COLUMNS, DIGITS, Data, Figures, Judge, spread, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from objectives import measure
@@ -26,8 +27,12 @@ from mfkit.data.dataset import IndexedTars, read_batch
 from mfkit.data.latents import open_latents
 from mfkit.flow.objectives import OBJECTIVES
 from mfkit.flow.objectives.base import Batch, Loss, Models
+from mfkit.flow.objectives.interval import Points, r_equals_t
 from mfkit.flow.objectives.mean_flow import MeanFlow
+from mfkit.flow.random import Draws
 from mfkit.flow.times import shift_times
+from mfkit.inference.guided import frozen_velocity
+from mfkit.models.files import open_generator
 
 PIXELS = "pixels_distance_to_train"
 DROPPED = 0.1
@@ -56,12 +61,10 @@ QUESTIONS = {
     "teachers": Question(
         "2. MFD, MFT, MFD then MFT, by the strength of the teacher",
         {
-            f"ablations/{model}-{share}" if share > 1 or model.startswith("m") else model: (
-                f"{name}, teacher of 1/{share} of the steps"
-            )
+            "cmt" if (model, share) == ("cmt", 1) else f"ablations/{model}-{share}": f"1/{share} of the steps: {name}"
             for share in (8, 2, 1)
             for model, name in {
-                "teacher": "teacher, 50 steps",
+                "ends": "teacher",
                 "cmt": "mid-trained",
                 "mfd": "MFD",
                 "mft": "MFT",
@@ -99,22 +102,51 @@ QUESTIONS = {
         logs=True,
     ),  # fmt: skip
     "guidance": Question(
-        "7. Guidance: the mid-trained student of guided trajectories",
+        "7. Guidance: the teacher, and the mid-trained student of its trajectories",
         {
-            "ablations/teacher-d": "teacher, without",
-            "ablations/cmt-d": "without",
-            "ablations/cmt-guided-1.5": "W = 1.5",
-            "ablations/cmt-guided-2.5": "W = 2.5",
-            "ablations/cmt-guided-2.5-inside": "W = 2.5 in [0.1, 0.9]",
+            f"ablations/{model}-{of}": f"{name}, {how}"
+            for model, name in {"ends": "teacher", "cmt": "mid-trained"}.items()
+            for of, how in {
+                "d": "without",
+                "guided-1.5": "W = 1.5",
+                "guided-2.5": "W = 2.5",
+                "guided-2.5-inside": "W = 2.5 in [0.1, 0.9]",
+            }.items()
         },
-    ),  # fmt: skip
+    ),
+}
+OF_EMOJI = {
+    "guidance-emoji": Question(
+        "7. The same of emoji",
+        {
+            f"ablations/{model}-{of}": f"{name}, {how}"
+            for model, name in {"ends": "teacher", "cmt": "mid-trained"}.items()
+            for of, how in {
+                "guided-1": "without",
+                "guided-2": "W = 2",
+                "guided-2-inside": "W = 2 in [0.1, 0.95]",
+                "guided-4": "W = 4",
+            }.items()
+        },
+    ),
 }
 
 
-def main(out: Path) -> None:
-    runs = [(folder, Judge(folder / "rae.safetensors", DIGITS)) for folder in sorted(out.glob("seed-*"))]
+def main(out: Path, emoji: Path | None) -> None:
+    text = _answers(out, QUESTIONS, dict.fromkeys(sorted(out.glob("seed-*")), DIGITS))
+    if emoji:
+        drawn = Data(str(emoji / "images/train"), str(emoji / "images/heldout"), mirror=True)
+        text += _answers(out, OF_EMOJI, {emoji: drawn})
+    (out / "ablations.md").write_text(text)
+    print(text, end="")
+
+
+def _answers(out: Path, questions: Mapping[str, Question], folders: Mapping[Path, Data]) -> str:
+    """Markdown; and a picture of each in ``out``."""
+    runs = [(folder, Judge(folder / "rae.safetensors", data)) for folder, data in folders.items()]
+    heading = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
     text = ""
-    for key, question in QUESTIONS.items():
+    for key, question in questions.items():
         figures = {
             name: [measure(folder, judge, model) for folder, judge in runs] for model, name in question.models.items()
         }
@@ -122,11 +154,64 @@ def main(out: Path) -> None:
         if question.logs:
             found = {name: [_norms(folder / model) for folder, _ in runs] for model, name in question.models.items()}
             norms = {"gradient norm": {name: spread(values, "{:.1f}") for name, values in found.items()}}
-        text += f"### {question.title}\n\n" + table(f"{len(runs)} seeds", figures, norms) + "\n"
+        text += f"### {question.title}\n\n" + table(heading, figures, norms) + "\n"
+        if key == "weight":
+            text += _rows_table([_gradients_by_rows(folder) for folder in folders]) + "\n"
         logs = {name: _log(runs[0][0] / model) for model, name in question.models.items()} if question.logs else {}
         _picture(out / f"ablation-{key}.png", question.title, figures, logs)
-    (out / "ablations.md").write_text(text)
-    print(text, end="")
+    return text
+
+
+WEIGHTS = {"p = 0": (0.0, 1e-3), "p = 0.5": (0.5, 1e-3), "p = 1": (1.0, 1e-3), "p = 1, eps 5.12": (1.0, 5.12)}
+"""Exponent and eps of the weight of a row, 1 / (||error||^2 + eps)^p."""
+ROWS = 256
+
+
+def _gradients_by_rows(folder: Path) -> dict[str, dict[str, float]]:
+    """||error||^2, the median, and the gradient's norm by each weight: of rows with r = t alone, and of the others."""
+    dataset = open_latents("latents", str(folder / "latents")).dataset
+    assert isinstance(dataset, IndexedTars)
+    latents = read_batch(dataset, list(range(ROWS)))
+    teacher = frozen_velocity(open_generator(folder / "teacher.safetensors").network, torch.device("cpu"))
+    found = {}
+    for model, name in {"cmt": "mid-trained", "ablations/weight-1": "distilled, p = 1"}.items():
+        file = open_generator(folder / f"{model}.safetensors")
+        models = Models(file.network, file.network, teacher)
+        draws = Draws(1000, "rows", list(range(ROWS)))
+        batch = Batch(
+            {"latent": latents["latent"].float()}, latents["label"], range(ROWS), torch.zeros(ROWS), draws,
+            file.description.time_shift, file.latent_shape,
+        )  # fmt: skip
+        points = MeanFlow().points(models, batch)
+        equal = r_equals_t(torch.arange(ROWS), MeanFlow().ratio_r_equals_t)
+        for rows, of in ((equal, "r = t"), (~equal, "r < t")):
+            indices = rows.nonzero().squeeze(1)
+            one_by_one = [_loss(models, points, index[None], of == "r < t").mse for index in indices]
+            numbers = float(points.z[0].numel())
+            found[f"{name}, {of}"] = {"error": float(torch.stack(one_by_one).median()) * numbers}
+            for weight, (norm_p, norm_eps) in WEIGHTS.items():
+                file.network.zero_grad()
+                _loss(models, points, indices, of == "r < t", norm_p, norm_eps).value.backward()
+                squares = [p.grad.square().sum() for p in file.network.parameters() if p.grad is not None]
+                found[f"{name}, {of}"][weight] = float(torch.stack(squares).sum().sqrt())
+    return found
+
+
+def _loss(
+    models: Models, points: Points, rows: Tensor, longer: bool, norm_p: float = 0.0, norm_eps: float = 1e-3
+) -> Loss:
+    """Of these rows alone, all of which have r < t, or none."""
+    inner = torch.arange(len(rows) if longer else 0)
+    objective = MeanFlow(derivative="central", norm_p=norm_p, norm_eps=norm_eps)
+    return objective.loss(models, replace(points.take(rows), longer=inner))
+
+
+def _rows_table(runs: list[dict[str, dict[str, float]]]) -> str:
+    heads = ["rows", "norm of the error squared, median", *(f"gradient norm, {weight}" for weight in WEIGHTS)]
+    lines = [heads, ["---"] * len(heads)]
+    for rows in runs[0]:
+        lines.append([rows, *(spread([run[rows][key] for run in runs], "{:.2g}") for key in runs[0][rows])])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _log(model: Path) -> list[dict[str, Any]]:
@@ -211,4 +296,4 @@ if __name__ == "__main__":
         sys.argv[1:2] = []
         mfkit()
     else:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -3,8 +3,8 @@
 #
 #   recipes/ablations.sh [OUT]            default: runs/objectives, whose runs of digits.sh are taken
 #
-# SEEDS: "0 1 2". Run it again after an interruption: what is finished is kept. STEPS, TRAJECTORIES shorten it.
-# OUT/ablations.md and OUT/ablation-*.png are what recipes/README.md shows.
+# SEEDS: "0 1 2". EMOJI: a run of emoji.sh, for guidance there too. Run it again after an interruption: what is finished is
+# kept. STEPS, TRAJECTORIES shorten it. OUT/ablations.md and OUT/ablation-*.png are what recipes/README.md shows.
 set -euo pipefail
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -31,13 +31,20 @@ starts() {
     distilled start-cmt --steps $((2 * steps))
 }
 
-# midtrained NAME TEACHER DROPOUT OPTION...: TEACHER's trajectories by these options as traj-NAME, and the student of
-# them as cmt-NAME.
+# solved NAME TEACHER OPTION...: TEACHER's trajectories by these options as traj-NAME, their ends as images.
+solved() {
+    local name=$1 teacher=$2
+    shift 2
+    make "traj-$name/index.json" mfkit trajectories --teacher "$teacher" -n "${TRAJECTORIES:-2000}" --seed "$seed" \
+        -o "traj-$name" "$@"
+    make "ends-$name.npz" mfkit decode "traj-$name" -o "ends-$name.npz"
+}
+
+# midtrained NAME TEACHER DROPOUT OPTION...: the same, and the student of them as cmt-NAME.
 midtrained() {
     local name=$1 teacher=$2 dropout=$3
     shift 3
-    make "traj-$name/index.json" mfkit trajectories --teacher "$teacher" -n "${TRAJECTORIES:-2000}" --seed "$seed" \
-        -o "traj-$name" "$@"
+    solved "$name" "$teacher" "$@"
     make "cmt-$name.safetensors" mfkit midtrain "traj-$name" --teacher "$teacher" --seed "$seed" $short \
         --class-dropout "$dropout" -o "cmt-$name.safetensors"
 }
@@ -52,6 +59,8 @@ teachers() {
             make $teacher mfkit train-teacher ../latents --steps $((${STEPS:-1650} / share + 1)) --seed "$seed" \
                 -o $teacher
             midtrained $share $teacher 0
+        else
+            make ends-1.npz mfkit decode ../traj -o ends-1.npz
         fi
         distilled mfd-$share --teacher $teacher --init $cmt
         bootstrapped mft-$share $cmt $steps
@@ -114,6 +123,18 @@ guidance() {
     done
 }
 
+# The same of emoji, whose teacher knows a velocity without label.
+guidance_of_emoji() {
+    local name options
+    for name in 1 2 2-inside 4; do
+        options="--guidance ${name%-inside}"
+        [ $name = "${name%-inside}" ] || options+=" --guidance-interval 0.1 0.95"
+        solved guided-$name ../teacher.safetensors $options
+        make cmt-guided-$name.safetensors mfkit midtrain traj-guided-$name --teacher ../teacher.safetensors \
+            --steps "${STEPS:-1000}" --seed "$seed" -o cmt-guided-$name.safetensors
+    done
+}
+
 lane_a() {
     unlabelled
     drops
@@ -127,6 +148,7 @@ lane_b() {
     weights
 }
 
+emoji=${EMOJI:+$(realpath "$EMOJI")}
 mkdir -p "$out"
 cd "$out"
 for seed in "${seeds[@]}"; do
@@ -136,4 +158,9 @@ for seed in "${seeds[@]}"; do
     side_by_side lane_a lane_b
     cd ../..
 done
-python "$recipes/ablations.py" .
+if [ "$emoji" ]; then
+    seed=0
+    mkdir -p "$emoji/ablations"
+    (cd "$emoji/ablations" && guidance_of_emoji)
+fi
+python "$recipes/ablations.py" . $emoji

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures what recipes/README.md tells of speed and memory, on random inputs and on the digits.
 #
-#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages plain growth options processes
-#                                         evaluation digits
+#   recipes/bench.sh [OUT] [PART...]      default: runs/bench, all parts: stages plain growth options late_r
+#                                         processes evaluation digits
 #
 # Results are JSON files in OUT; what is there is kept. Nothing else should run meanwhile.
 # BENCH holds options of `mfkit bench`; without them a batch is 8, the generator S, a latent 64 tokens. On a GPU:
@@ -56,6 +56,16 @@ options() {
     python "$recipes/bench_table.py" option-{none,activation-checkpointing,compile}.json
 }
 
+# Losses that ask for u at several r, and what they cost where r reaches the head alone.
+late_r() {
+    for objective in imf self-split arrival; do
+        write "$objective.json" mfkit bench distill "${bench[@]}" --tokens "$tokens" --objective $objective --json
+        write "$objective-late-r.json" mfkit bench distill "${bench[@]}" --tokens "$tokens" --objective $objective \
+            --late-r --json
+    done
+    python "$recipes/bench_table.py" {imf,self-split,arrival}{,-late-r}.json
+}
+
 # One process and two, with a core each.
 processes() {
     for count in 1 2; do
@@ -77,6 +87,6 @@ digits() {
     done
 }
 
-for part in ${*:-stages plain growth options processes evaluation digits}; do
+for part in ${*:-stages plain growth options late_r processes evaluation digits}; do
     "$part"
 done

@@ -19,7 +19,8 @@ def row(figures: dict[str, Any]) -> str:
 
 
 def _options(figures: dict[str, Any]) -> str:
-    return " ".join(name for name in ("compile", "activation_checkpointing") if figures.get(name))
+    flags = [name for name in ("late_r", "compile", "activation_checkpointing") if figures.get(name)]
+    return " ".join([figures.get("objective", ""), *flags]).strip()
 
 
 def main(paths: list[str]) -> None:

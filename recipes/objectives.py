@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from judge import COLUMNS, DIGITS, Figures, Images, Judge, spread, table
+from judge import COLUMNS, DIGITS, Figures, Images, Judge, images, spread, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -73,11 +73,21 @@ def draw(model: Path, judge: Judge, seed: int, nfe: int | None = None) -> Images
 
 
 def measure(folder: Path, judge: Judge, model: str, nfe: int | None = None) -> Figures:
-    """The figures of a model, kept beside it. :param nfe: None is one step of a student, 50 of a teacher."""
+    """The figures of a model, or of images in MODEL.npz, kept beside it.
+
+    :param nfe: None is one step of a student, 50 of a teacher.
+    """
     kept = folder / f"{model}.figures{f'-{nfe}' if nfe else ''}.json"
     if not kept.exists():
-        noise = 1000 + int(folder.name.removeprefix("seed-"))
-        write_text(kept, json.dumps(judge.figures(draw(folder / f"{model}.safetensors", judge, noise, nfe))))
+        drawn = folder / f"{model}.npz"
+        seed = folder.name.removeprefix("seed-")
+        noise = 1000 + (int(seed) if seed.isdigit() else 0)
+        of = (
+            images(str(drawn), judge.rae.config.image_size)
+            if drawn.exists()
+            else draw(folder / f"{model}.safetensors", judge, noise, nfe)
+        )
+        write_text(kept, json.dumps(judge.figures(of)))
     return json.loads(kept.read_text())
 
 

@@ -35,6 +35,8 @@ def test_an_objective_and_a_size(mfkit) -> None:
     done = mfkit(f"{command} --objective interval-split --activation-checkpointing")
     figures = json.loads(done.out)
     assert figures["objective"] == "interval-split" and figures["network"]["side"] == 2
+    late = json.loads(mfkit(f"{command} --objective imf --late-r").out)
+    assert late["late_r"] and "flops_per_second" not in late and late["samples_per_second"] > 0
     by_class = json.loads(mfkit("bench loader --objective drifting --preset digits --rounds 1 --json").out)
     assert by_class["class_group"] == 128 and by_class["bytes_per_second"] > 0
     drifting = json.loads(
@@ -52,3 +54,5 @@ def test_what_cannot_be_measured(mfkit) -> None:
     failed(mfkit("bench distill --objective cmt"), 2, "--objective cmt is not of distill")
     failed(mfkit("bench sample --compile"), 2, "--compile is of a training stage")
     failed(mfkit("bench distill --model Z"), 2, "--model Z")
+    failed(mfkit("bench train-teacher --late-r"), 2, "--late-r is of a student")
+    failed(mfkit("bench sample --late-r"), 2, "--late-r is of a training stage")

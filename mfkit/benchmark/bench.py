@@ -18,13 +18,17 @@ def bench(stage: str, settings: BenchSettings) -> Iterator[dict[str, Any]]:
     if stage not in (*STAGES, "all"):
         raise UsageError(f"there is no stage {stage}; choose from {', '.join(STAGES)}, all")
     if stage not in TRAININGS:
-        given = [name for name in ("objective", "compile", "activation_checkpointing") if getattr(settings, name)]
+        given = [
+            name for name in ("objective", "late_r", "compile", "activation_checkpointing") if getattr(settings, name)
+        ]
         by_latents = settings.objective and OBJECTIVES[settings.objective].reads == "latents"
         of_loader = stage == "loader" and by_latents and given == ["objective"]
         if given and not of_loader and (stage != "all" or "objective" in given):
             raise UsageError(f"--{given[0].replace('_', '-')} is of a training stage; name one")
     elif settings.objective and settings.objective not in objectives_of(stage):
         raise UsageError(f"--objective {settings.objective} is not of {stage}")
+    elif settings.late_r and stage == "train-teacher":
+        raise UsageError("--late-r is of a student; train-teacher has none")
     networks = Networks.of(settings)
     device = matmul_flops_per_second(settings.precision)
     for name in STAGES if stage == "all" else [stage]:

@@ -19,6 +19,7 @@ from mfkit.models.architectures import architecture_of
 from mfkit.models.files import GeneratorFile, open_generator, save_generator
 from mfkit.models.generator import Architecture, Generator, GeneratorKind
 from mfkit.runtime.distributed import processes
+from mfkit.training.generator import with_late_r
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,15 @@ class Networks:
 
     def build(self, kind: GeneratorKind) -> Generator:
         """A generator on this process's device."""
-        return self.architecture.build(kind, self.config).to(processes().device)
+        return self.architecture.build(kind, self._config(kind)).to(processes().device)
+
+    def _config(self, kind: GeneratorKind) -> Any:
+        late_r = self.settings.late_r and kind == "student"
+        return with_late_r(self.architecture, self.config) if late_r else self.config
 
     def flops(self, kind: GeneratorKind) -> float:
         """Of one evaluation for one image."""
-        return 1e9 * generator_flops(self.architecture, kind, self.config)["flops"]
+        return 1e9 * generator_flops(self.architecture, kind, self._config(kind))["flops"]
 
     def encoder_flops(self) -> float:
         return 1e9 * encoder_flops(rae_outline(self.rae))["flops"]

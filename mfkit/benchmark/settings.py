@@ -37,5 +37,6 @@ class BenchSettings(Settings):
         "stage's first]",
         metavar="NAME", choices=list(OBJECTIVES),
     )  # fmt: skip
+    late_r: bool = setting(False, "Keep r to the student's head, as `distill --late-r` does.")
     compile: bool = setting(False, "Compile the blocks of a training's networks.")
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass of a training.")

@@ -55,9 +55,11 @@ def measure_training(stage: Stage, networks: Networks) -> dict[str, Any]:
             batch = Batch(list(range(begin, begin + samples)), columns)
             taken.append(seconds(partial(train_state.step, step, [batch], loss, lambda loss: None)))
     rows = networks.rows * world.num_processes
+    # With a late r some passes are the head's alone, of which forward_passes does not know.
+    flops = None if asked.late_r else rows * objective.forward_passes(stage) * networks.flops(kind)
     return figures(
-        rows, taken[_WARM_UP:], flops=rows * objective.forward_passes(stage) * networks.flops(kind),
-        objective=objective.name, compile=asked.compile, activation_checkpointing=asked.activation_checkpointing,
+        rows, taken[_WARM_UP:], flops=flops, objective=objective.name, late_r=asked.late_r, compile=asked.compile,
+        activation_checkpointing=asked.activation_checkpointing,
     )  # fmt: skip
 
 
