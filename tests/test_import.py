@@ -21,6 +21,7 @@ from timm.models import save_for_hf
 import mfkit as package
 from mfkit.artifacts.artifact import open_artifact
 from mfkit.config.settings import SampleSettings
+from mfkit.data.latents import open_latents
 from mfkit.flow.random import Draws
 from mfkit.formats.released import decoder_config
 from mfkit.inference.sampler import sampler_of
@@ -54,6 +55,26 @@ def test_a_teacher_computes_what_it_was_released_to(mfkit, tmp_path: Path, gated
     assert artifact.config["time_shift"] == 1  # 12 x 4 x 4 is below 4096
     z, _, t, y = inputs()
     close(package.load(artifact.path)(z, t, y), reference.generator(weights, z, t, y, None, sizes["heads"], 4))
+
+
+def test_a_guiding_model_of_another_size(mfkit, tmp_path: Path) -> None:
+    """RAE guides its DiT-DH-XL by a DiT-DH-S of few epochs, W = 1.42: w + 1.42 (v - w), by Euler steps."""
+    smaller = SIZES | dict(width=16, depth=1, heads=2)
+    strong, weak = (reference.random_generator(**sizes, student=False) for sizes in (SIZES, smaller))
+    for name, weights in {"stage2": strong, "guide": weak}.items():
+        torch.save(weights, tmp_path / f"{name}.pt")
+        assert mfkit(f"import {name}.pt -o {name}.safetensors --preset imagenet256").code == 0
+    solve = "trajectories --teacher stage2.safetensors -n 7 --solver euler --solver-steps 4"
+    assert mfkit(f"{solve} --guide guide.safetensors --guidance 1.42 -o traj").code == 0
+    dataset = open_latents("trajectories", "traj").dataset
+    for index in range(7):
+        found = dataset[index]
+        state, label = found["states"][:1].float(), torch.tensor([int(found["label"])])
+        for expected, t in zip(found["states"].float(), found["times"], strict=True):
+            close(expected, state[0].double(), 1e-3)  # states are in float16
+            v = reference.generator(strong, state, t[None], label, None, *HEADS)
+            w = reference.generator(weak, state, t[None], label, None, smaller["heads"], HEADS[1])
+            state = state - 0.25 * (w + 1.42 * (v - w))
 
 
 def test_a_student_and_its_one_and_two_step_samples(mfkit, tmp_path: Path) -> None:
