@@ -76,8 +76,8 @@ processes() {
 
 # mfkit fid as the images grow.
 evaluation() {
-    for count in 10000 100000; do
-        write "evaluation-$count.json" python "$recipes/bench_evaluation.py" "$count"
+    for size in "1000 64" "10000 64" "100000 64" "1000 256" "50000 256"; do
+        write "evaluation-${size/ /-}.json" python "$recipes/bench_evaluation.py" $size
     done
 }
 

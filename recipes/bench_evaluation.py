@@ -1,6 +1,6 @@
-"""Time and memory of ``mfkit fid`` as the images grow: random ones of 64 pixels, by a small network. Prints JSON.
+"""Time and memory of ``mfkit fid`` as the images grow: random ones, by a small network. Prints JSON.
 
-python recipes/bench_evaluation.py COUNT
+python recipes/bench_evaluation.py COUNT PIXELS
 """
 
 import json
@@ -16,25 +16,25 @@ import torch
 
 from mfkit.data.npz import NpzWriter
 
-SIDE, BATCH = 64, 1000
-OPTIONS = ["--encoder", "tiny", "--patch", "16", "--pretrain-steps", "1", "--steps", "1", "--batch-size", "32"]
+BATCH = 1000
+OPTIONS = ["--encoder", "tiny", "--image-size", "64", "--patch", "16", "--pretrain-steps", "1", "--steps", "1", "--batch-size", "32"]
 
 
-def write(path: Path, count: int) -> None:
+def write(path: Path, count: int, side: int) -> None:
     random = torch.Generator().manual_seed(0)
-    with NpzWriter(path, count, SIDE) as writer:
+    with NpzWriter(path, count, side) as writer:
         for begin in range(0, count, BATCH):
-            images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), generator=random, dtype=torch.uint8)
+            images = torch.randint(0, 256, (BATCH, 3, side, side), generator=random, dtype=torch.uint8)
             writer.put(range(begin, begin + BATCH), images, torch.arange(BATCH) % 10)
         writer.finish({"class_names": [str(label) for label in range(10)]})
 
 
-def main(count: int) -> None:
+def main(count: int, side: int) -> None:
     program = shutil.which("mfkit")
     assert program
     with TemporaryDirectory() as folder:
-        write(Path(folder) / "images.npz", count)
-        write(Path(folder) / "real.npz", BATCH)
+        write(Path(folder) / "images.npz", count, side)
+        write(Path(folder) / "real.npz", BATCH, side)
         subprocess.run(
             [program, "train-rae", "real.npz", *OPTIONS, "-o", "rae.safetensors"], cwd=folder, check=True,
             stdout=subprocess.DEVNULL,
@@ -45,8 +45,8 @@ def main(count: int) -> None:
         _, status, usage = os.wait4(process.pid, 0)
         assert not status
     seconds = time.perf_counter() - began
-    print(json.dumps({"images": count, "seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}))
+    print(json.dumps({"images": count, "pixels": side, "seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
