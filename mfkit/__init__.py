@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mfkit.interop.pipeline import MeanFlowPipeline
     from mfkit.loading import load
 
     __version__: str
-__all__ = ["MeanFlowPipeline", "__version__", "load"]
+__all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -22,8 +21,4 @@ def __getattr__(name: str) -> object:
         from mfkit.loading import load
 
         return load
-    if name == "MeanFlowPipeline":
-        from mfkit.interop.pipeline import MeanFlowPipeline
-
-        return MeanFlowPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,20 @@ import torch
 from mfkit.data.npz import NpzWriter
 
 BATCH = 1000
-OPTIONS = ["--encoder", "tiny", "--image-size", "64", "--patch", "16", "--pretrain-steps", "1", "--steps", "1", "--batch-size", "32"]
+OPTIONS = [
+    "--encoder",
+    "tiny",
+    "--image-size",
+    "64",
+    "--patch",
+    "16",
+    "--pretrain-steps",
+    "1",
+    "--steps",
+    "1",
+    "--batch-size",
+    "32",
+]
 
 
 def write(path: Path, count: int, side: int) -> None:

@@ -1,93 +1,185 @@
-"""mfkit export: what diffusers draws from the folder is what mfkit draws from the files."""
+"""mfkit export: diffusers draws from the folder, without mfkit, what mfkit draws from the files."""
 
 import json
+import os
 import subprocess
-import sys
+import sysconfig
 from pathlib import Path
+from typing import Any
+from venv import EnvBuilder
 
 import pytest
 import torch
-from conftest import close, failed
+from conftest import close, failed, run
 from diffusers import AutoencoderKL
+from hub import serving
 from safetensors.torch import load_file
 
 import mfkit as package
 from mfkit.config.settings import SampleSettings
 from mfkit.inference.sampler import sampler_of
 
+LABELS = [3, 7, 0, 9]
+USE = """
+import importlib.util, json, pathlib, sys, torch
+from diffusers import AutoModel, DiffusionPipeline
+assert importlib.util.find_spec("mfkit") is None
+
+def refused(labels=1, **arguments):
+    try:
+        pipeline(labels, **arguments)
+    except ValueError as error:
+        return str(error)
+
+def opened(**arguments):
+    found = DiffusionPipeline.from_pretrained("pipeline", trust_remote_code=True, **arguments)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+pipeline = opened()
+noise = torch.randn(4, 32, 4, 4, generator=torch.Generator().manual_seed(1))
+labels = [3, 7, 0, 9]
+draw = lambda drawn, n=1: drawn(labels, num_inference_steps=n, latents=noise, output_type="pt").images
+found = {f"steps {steps}": draw(pipeline, steps) for steps in (1, 2, 4)}
+found["fp16"] = draw(opened(variant="fp16", dtype=torch.float16))
+found["bf16"] = draw(opened(variant="bf16", dtype=torch.bfloat16))
+found["by name"] = pipeline(["3", "7", 0, 9], latents=noise, output_type="pt").images
+found["ids"] = pipeline.get_label_ids(["9", "0"])
+seeded = lambda: pipeline(class_labels=5, generator=torch.Generator().manual_seed(3)).images[0]
+found["picture"], found["again"] = (list(seeded().getdata()) for _ in range(2))
+steps = []
+def stop_there(pipeline, step, timestep, tensors):
+    steps.append((step, tensors["latents"].shape))
+    return {"latents": torch.zeros_like(tensors["latents"])}
+called_back = pipeline(1, num_inference_steps=2, callback_on_step_end=stop_there, output_type="latent")
+found["called back"] = called_back.images
+found["steps called back"] = steps
+found["refused"] = {
+    "label": refused([11]), "name": refused("cat"), "steps": refused(num_inference_steps=0),
+    "noise": refused(latents=torch.zeros(2, 32, 4, 4)), "guidance": refused(guidance_scale=4.0),
+    "callback": refused(callback_on_step_end_tensor_inputs=["noise"]),
+}
+config = pathlib.Path("pipeline/transformer/config.json")
+sizes = json.loads(config.read_text())
+config.write_text(json.dumps({name: value for name, value in sizes.items() if name not in ("gated", "late_r")}))
+alone = AutoModel.from_pretrained("pipeline/transformer", trust_remote_code=True)
+times = torch.zeros(4), torch.ones(4)
+with torch.no_grad():
+    found["alone"] = alone(noise, *times, torch.tensor(labels))
+torch.save(found, "found.pt")
+"""
+
 
 @pytest.fixture(scope="module")
-def folder(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline with the chain's student, and a card that holds a measurement."""
+def place(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``pipeline`` is the chain's student, with a card that holds a measurement, and half precisions."""
     place = tmp_path_factory.mktemp("export")
-    from conftest import run
-
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         fid = run(f"fid {chain}/samples --reference digits:train --features {chain}/rae.safetensors", patch)
         (place / "fid.json").write_text(fid.out)
-        done = run(f"export {chain}/mft.safetensors --fid fid.json -o pipeline", patch)
+        done = run(f"export {chain}/mft.safetensors --fid fid.json --variants fp16,bf16 -o pipeline", patch)
     assert done.code == 0 and done.out == "pipeline\n", done.err
-    return place / "pipeline"
+    return place
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_pipeline_draws_what_sample_draws(folder: Path, chain: Path, steps: int) -> None:
-    pipeline = package.MeanFlowPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    labels = [3, 7, 0, 9]
+@pytest.fixture(scope="module")
+def without_mfkit(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Runs code in an environment that has what this one has, but mfkit."""
+    home = tmp_path_factory.mktemp("bare")
+    EnvBuilder(symlinks=True).create(home / "venv")
+
+    def run_code(code: str, cwd: Path, **environment: str) -> str:
+        # Of a folder on PYTHONPATH the .pth files are not read, by which an editable installation is found.
+        known = {"PYTHONPATH": sysconfig.get_path("purelib"), "HF_HOME": str(home / "hub"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [home / "venv" / "bin" / "python", "-c", code], cwd=cwd, env={**os.environ, **known, **environment},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "ignored" not in done.stderr and "not expected" not in done.stderr, done.stderr
+        return done.stdout
+
+    return run_code
+
+
+@pytest.fixture(scope="module")
+def found(place: Path, without_mfkit: Any) -> dict[str, Any]:
+    without_mfkit(USE, place)
+    return torch.load(place / "found.pt", weights_only=False)  # which this test wrote
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_pipeline_draws_what_sample_draws(found: dict[str, Any], chain: Path, steps: int) -> None:
     noise = torch.randn(4, 32, 4, 4, generator=torch.Generator().manual_seed(1))
-    drawn = pipeline(class_labels=labels, num_inference_steps=steps, latents=noise, output_type="pt").images
     student, rae = package.load(chain / "mft.safetensors"), package.load(chain / "rae.safetensors")
     with torch.no_grad():
-        exact = rae.decode(sampler_of(student, SampleSettings(nfe=steps), time_shift=1.0)(noise, torch.tensor(labels)))
-    close(drawn, exact.double())
+        exact = rae.decode(sampler_of(student, SampleSettings(nfe=steps), time_shift=1.0)(noise, torch.tensor(LABELS)))
+        average = student(noise, torch.zeros(4), torch.ones(4), torch.tensor(LABELS))
+    close(found[f"steps {steps}"], exact.double())
+    close(found["alone"], average.double())
 
 
-def test_the_folder_in_a_process_of_its_own(folder: Path) -> None:
-    """As the model card says; the same seed gives the same picture."""
+def test_half_precisions(found: dict[str, Any]) -> None:
+    for variant, dtype, error in (("fp16", torch.float16, 5e-3), ("bf16", torch.bfloat16, 3e-2)):
+        assert found[variant].dtype is dtype
+        close(found[variant], found["steps 1"].double(), error)
+
+
+def test_names_seeds_and_callbacks(found: dict[str, Any]) -> None:
+    assert found["ids"] == [9, 0] and torch.equal(found["by name"], found["steps 1"])
+    assert found["picture"] == found["again"]
+    assert [step for step, _ in found["steps called back"]] == [0, 1] and not found["called back"].any()
+
+
+def test_what_the_pipeline_refuses(found: dict[str, Any]) -> None:
+    words = {
+        "label": "0 to 10", "name": "0 classes are named 'cat'", "steps": "1 or more", "noise": "expected",
+        "guidance": "one evaluation has no second velocity", "callback": "noise",
+    }  # fmt: skip
+    assert {name: word in found["refused"][name] for name, word in words.items()} == dict.fromkeys(words, True)
+
+
+def test_from_the_hub(place: Path, without_mfkit: Any, tmp_path: Path) -> None:
     code = (
-        "import torch; from mfkit import MeanFlowPipeline\n"
-        "p = MeanFlowPipeline.from_pretrained('.'); p.set_progress_bar_config(disable=True)\n"
-        "draw = lambda: p(class_labels=5, generator=torch.Generator().manual_seed(3)).images[0]\n"
-        "print(type(p).__name__, draw().size, draw().tobytes() == draw().tobytes())"
+        "from diffusers import DiffusionPipeline\n"
+        "p = DiffusionPipeline.from_pretrained('someone/digits', trust_remote_code=True)\n"
+        "print(p(class_labels=5).images[0].size)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "MeanFlowPipeline (32, 32) True"
-    assert {"model_index.json", "transformer", "decoder", "scheduler", "README.md"} <= {
-        p.name for p in folder.iterdir()
-    }
+    with serving() as hub:
+        hub.add("someone/digits", place / "pipeline")
+        assert without_mfkit(code, tmp_path, **hub.environment(tmp_path / "hub")) == "(32, 32)\n"
 
 
-def test_the_transformer_has_the_released_names(folder: Path, chain: Path) -> None:
-    held = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+def test_the_code_is_not_run_unless_it_is_trusted(place: Path, without_mfkit: Any) -> None:
+    code = (
+        "from diffusers import DiffusionPipeline\n"
+        "try: DiffusionPipeline.from_pretrained('pipeline')\n"
+        "except ValueError as error: print('trust_remote_code=True' in str(error))"
+    )
+    assert without_mfkit(code, place) == "True\n"
+
+
+def test_the_transformer_has_the_released_names(place: Path, chain: Path) -> None:
+    held = load_file(place / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
     plain = load_file(chain / "mft.safetensors")
     assert {name.removeprefix("network.") for name in held} == plain.keys()
     assert all(torch.equal(held[f"network.{name}"], value) for name, value in plain.items())
 
 
-def test_labels_and_noise_that_do_not_fit_are_refused(folder: Path) -> None:
-    pipeline = package.MeanFlowPipeline.from_pretrained(folder)
-    with pytest.raises(ValueError, match="0 to 10"):
-        pipeline(class_labels=[11])
-    with pytest.raises(ValueError, match="1 or more"):
-        pipeline(class_labels=[1], num_inference_steps=0)
-    with pytest.raises(ValueError, match="expected"):
-        pipeline(class_labels=[1], latents=torch.zeros(2, 32, 4, 4))
-
-
-def test_the_card_says_how_it_was_made_and_measured(folder: Path) -> None:
-    card = (folder / "README.md").read_text()
+def test_the_card_says_how_it_was_made_and_measured(place: Path) -> None:
+    card = (place / "pipeline" / "README.md").read_text()
     commands = [line for line in card.splitlines() if line.startswith("mfkit ")]
     names = ["train-rae", "encode", "train-teacher", "trajectories", "midtrain", "distill", "bootstrap"]
     assert [line.split()[1] for line in commands] == names
-    measured = json.loads((folder.parent / "fid.json").read_text())
+    measured = json.loads((place / "fid.json").read_text())
     assert f"Fréchet distance: {measured['frechet_distance']:.4g}" in card
     assert "digits:train" in card and "nfe 1" in card and "seed 0" in card and "images 40" in card
 
 
 def test_what_cannot_be_exported(mfkit, chain: Path, tmp_path: Path) -> None:
     failed(mfkit(f"export {chain}/teacher.safetensors -o x"), 3, "is a teacher file; expected: student")
+    failed(mfkit(f"export {chain}/mft.safetensors --variants fp8 -o x"), 2, "--variants fp8: known are fp16, bf16")
     failed(mfkit(f"export {chain}/mft.safetensors --fid {chain}/mft.log.jsonl -o x"), 3, "mft.log.jsonl is damaged")
     drawn = {"samples": {"model_digest": "sha256:other"}, "frechet_distance": 1, "reference": {}}
     (tmp_path / "fid.json").write_text(json.dumps(drawn))
@@ -100,7 +192,7 @@ def test_what_cannot_be_exported(mfkit, chain: Path, tmp_path: Path) -> None:
     assert (tmp_path / "taken" / "file").read_text() == "mine" and not (tmp_path / "x").exists()
 
 
-def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path) -> None:
+def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path, without_mfkit: Any) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
@@ -114,9 +206,13 @@ def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path) -> None:
     ):
         done = mfkit(command)
         assert done.code == 0, f"{command}: {done.err}"
-    pipeline = package.MeanFlowPipeline.from_pretrained(tmp_path / "pipeline")
-    noise = torch.randn(1, 4, 8, 8)
-    latents = pipeline(class_labels=2, latents=noise, output_type="latent").images
-    image = pipeline(class_labels=2, latents=noise, output_type="pt").images
+    without_mfkit(
+        "import torch\nfrom diffusers import DiffusionPipeline\n"
+        "pipeline = DiffusionPipeline.from_pretrained('pipeline', trust_remote_code=True)\n"
+        "draw = lambda kind: pipeline(2, latents=torch.ones(1, 4, 8, 8), output_type=kind).images\n"
+        "torch.save([draw('latent'), draw('pt')], 'drawn.pt')",
+        tmp_path,
+    )
+    latents, image = torch.load(tmp_path / "drawn.pt")
     with torch.no_grad():
         close(image, (vae.eval().decode(latents / 0.2).sample / 2 + 0.5).clamp(0, 1).double())

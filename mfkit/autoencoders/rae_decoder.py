@@ -62,7 +62,7 @@ def decode_patches(decoder: RAEDecoder, features: Tensor, mean: Tensor, std: Ten
 
 
 class RAELatentDecoder(ModelMixin, ConfigMixin):
-    """An RAE without its encoder: standardised latents to images. Its config is :class:`DecoderConfig`."""
+    """An RAE without its encoder: standardised latents to images. Its config has the sizes of a decoder."""
 
     latent_mean: Tensor
     latent_scale: Tensor
@@ -72,10 +72,15 @@ class RAELatentDecoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self, image_size: int, channels: int, side: int, decoder_width: int, decoder_depth: int, decoder_heads: int,
-        decoder_hidden: int, decoder_positions: bool = False,
+        decoder_hidden: int, decoder_positions: bool = False, auto_map: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
+        """:param auto_map: where diffusers' ``AutoModel`` finds this class."""
         super().__init__()
-        config = DecoderConfig(**self.config)
+        config = DecoderConfig(
+            image_size=image_size, channels=channels, side=side, decoder_width=decoder_width,
+            decoder_depth=decoder_depth, decoder_heads=decoder_heads, decoder_hidden=decoder_hidden,
+            decoder_positions=decoder_positions,
+        )  # fmt: skip
         self.decoder = new_decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_shape))
         self.register_buffer("latent_scale", torch.ones(config.latent_shape))

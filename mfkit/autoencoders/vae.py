@@ -81,16 +81,18 @@ class VAE(Autoencoder):
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to latents (B, C, H, W)."""
         mean = self.network.encode(2 * images - 1).latent_dist.mode()
-        return (mean - self._shift) * self.network.config.scaling_factor
+        config = self.network.config
+        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W) to images (B, 3, S, S) in [0, 1]."""
-        pixels = self.network.decode(latents / self.network.config.scaling_factor + self._shift).sample
-        return (pixels / 2 + 0.5).clamp(0, 1)
+        return decode_by_vae(self.network, latents)
 
-    @property
-    def _shift(self) -> float:
-        return self.network.config.shift_factor or 0.0
+
+def decode_by_vae(network: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents (B, C, H, W) to images (B, 3, S, S) in [0, 1]."""
+    config = network.config
+    pixels = network.decode(latents / config.scaling_factor + (config.shift_factor or 0.0)).sample
+    return (pixels / 2 + 0.5).clamp(0, 1)
 
 
 class VAEFile(AutoencoderFile):

@@ -1,12 +1,18 @@
-"""export: a student and its decoder as a diffusers pipeline folder with a model card."""
+"""export: a student and its decoder as a diffusers pipeline folder with a model card.
 
+The folder holds the code that it needs, one file a component, so that it loads where mfkit is not installed.
+"""
+
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import FlowMapEulerDiscreteScheduler
 
 from mfkit.artifacts.artifact import Artifact
@@ -15,22 +21,31 @@ from mfkit.artifacts.json_files import parse, read_json
 from mfkit.autoencoders.files import autoencoder_of
 from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.interop.model_card import model_card
-from mfkit.interop.pipeline import MeanFlowPipeline, MeanFlowTransformer
+from mfkit.interop.pipeline import MeanFlowPipeline
+from mfkit.interop.standalone import standalone_source
+from mfkit.interop.transformer import MeanFlowTransformer
 from mfkit.models.dit import DIT_DH
 from mfkit.models.files import open_generator
 from mfkit.models.generator import parameter_count
 
 _INDEX = "model_index.json"
-_WRITTEN = {_INDEX, "README.md", "transformer", "decoder", "scheduler"}
+_WRITTEN = {_INDEX, "README.md", "pipeline.py", "transformer", "decoder", "scheduler"}
+
+_VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, overwrite: bool) -> str:
-    """Writes ``folder``, for :class:`mfkit.interop.pipeline.MeanFlowPipeline`.
+def export(
+    model: Path, rae: Path | None, folder: Path, fid: Path | None, variants: Sequence[str], *, overwrite: bool
+) -> str:
+    """Writes ``folder``, for diffusers' ``DiffusionPipeline.from_pretrained`` with ``trust_remote_code=True``.
 
     :param rae: the RAE or VAE, where it is not the recorded one.
     :param fid: what ``mfkit fid`` printed for this student's images, for the model card.
+    :param variants: half precisions of the weights beside float32.
     :returns: the line for standard output.
     """
+    if unknown := set(variants) - _VARIANTS.keys():
+        raise UsageError(f"--variants {min(unknown)}: known are {', '.join(_VARIANTS)}")
     student = open_generator(model, "student")
     if student.architecture is not DIT_DH:
         raise UsageError(f"{model} is a {student.architecture.name}; the pipeline is of {DIT_DH.name}")
@@ -41,12 +56,42 @@ def export(model: Path, rae: Path | None, folder: Path, fid: Path | None, *, ove
     transformer.network.load_state_dict(student.network.state_dict())
     loaded = autoencoder.load(latent_shape=student.latent_shape)
     decoder = autoencoder.pipeline_decoder(loaded)
-    pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), FlowMapEulerDiscreteScheduler(shift=1.0))
+    names = {str(index): name for index, name in enumerate(student.description.class_names)}
+    scheduler = FlowMapEulerDiscreteScheduler(shift=1.0)
+    pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), scheduler, names)
     card = model_card(student, parameter_count(student.network), loaded.config.image_size, evaluation)
     with _atomic_folder(folder, overwrite) as partial:
-        pipeline.save_pretrained(partial)
+        _save(pipeline, partial, variants)
         (partial / "README.md").write_text(card)
     return str(folder)
+
+
+def _save(pipeline: MeanFlowPipeline, folder: Path, variants: Sequence[str]) -> None:
+    """Weights, sizes, and a file of code for each class that diffusers does not have."""
+    own = __name__.partition(".")[0]
+    components = {
+        name: component
+        for name, component in pipeline.components.items()
+        if type(component).__module__.partition(".")[0] == own
+    }
+    for name, component in components.items():
+        component.register_to_config(auto_map={"AutoModel": f"{name}.{type(component).__name__}"})
+    pipeline.save_pretrained(folder)
+    for variant in variants:
+        for name in ("transformer", "decoder"):
+            half = torch.nn.Module.to(deepcopy(pipeline.components[name]), _VARIANTS[variant])  # ModelMixin's warns
+            half.save_pretrained(folder / name, variant=variant)
+    index = read_json(folder / _INDEX)
+    index["_class_name"] = _write_class(folder / "pipeline.py", type(pipeline))
+    for name, component in components.items():
+        index[name] = _write_class(folder / name / f"{name}.py", type(component))
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_class(path: Path, written: type) -> list[str]:
+    """:returns: module and class, as diffusers names them."""
+    path.write_text(standalone_source(written))
+    return [path.stem, written.__name__]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ def model_card(student: GeneratorFile, parameters: int, image_size: int, evaluat
         "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
         f"{parameters / 1e6:.1f} million parameters on latents of {channels} x {height} x {width}, and their decoder. "
         "One evaluation of the network makes an image, without guidance.",
-        "It loads where mfkit is installed:\n\n```python\nfrom mfkit import MeanFlowPipeline\n\n"
-        'pipeline = MeanFlowPipeline.from_pretrained("THIS_FOLDER")\n'
+        "It loads where [diffusers](https://github.com/huggingface/diffusers) is installed, by code that is here:\n\n"
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)\n'
         "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
         "## Trained on\n\n" + _images(records),
         "## Made by\n\n```sh\n"
