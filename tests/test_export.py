@@ -31,8 +31,8 @@ def refused(labels=1, **arguments):
     except ValueError as error:
         return str(error)
 
-def opened(**arguments):
-    found = DiffusionPipeline.from_pretrained("pipeline", trust_remote_code=True, **arguments)
+def opened(source="pipeline", **arguments):
+    found = DiffusionPipeline.from_pretrained(source, trust_remote_code=True, **arguments)
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -54,7 +54,13 @@ def stop_there(pipeline, step, timestep, tensors):
 called_back = pipeline(1, num_inference_steps=2, callback_on_step_end=stop_there, output_type="latent")
 found["called back"] = called_back.images
 found["steps called back"] = steps
+try:
+    DiffusionPipeline.from_pretrained("pipeline")
+except ValueError as error:
+    untrusted = str(error)
+found["hub"] = draw(opened("someone/digits"))
 found["refused"] = {
+    "code": untrusted,
     "label": refused([11]), "name": refused("cat"), "steps": refused(num_inference_steps=0),
     "noise": refused(latents=torch.zeros(2, 32, 4, 4)), "guidance": refused(guidance_scale=4.0),
     "callback": refused(callback_on_step_end_tensor_inputs=["noise"]),
@@ -105,7 +111,9 @@ def without_mfkit(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def found(place: Path, without_mfkit: Any) -> dict[str, Any]:
-    without_mfkit(USE, place)
+    with serving() as hub:
+        hub.add("someone/digits", place / "pipeline")
+        without_mfkit(USE, place, **hub.environment(place / "hub"))
     return torch.load(place / "found.pt", weights_only=False)  # which this test wrote
 
 
@@ -140,24 +148,9 @@ def test_what_the_pipeline_refuses(found: dict[str, Any]) -> None:
     assert {name: word in found["refused"][name] for name, word in words.items()} == dict.fromkeys(words, True)
 
 
-def test_from_the_hub(place: Path, without_mfkit: Any, tmp_path: Path) -> None:
-    code = (
-        "from diffusers import DiffusionPipeline\n"
-        "p = DiffusionPipeline.from_pretrained('someone/digits', trust_remote_code=True)\n"
-        "print(p(class_labels=5).images[0].size)"
-    )
-    with serving() as hub:
-        hub.add("someone/digits", place / "pipeline")
-        assert without_mfkit(code, tmp_path, **hub.environment(tmp_path / "hub")) == "(32, 32)\n"
-
-
-def test_the_code_is_not_run_unless_it_is_trusted(place: Path, without_mfkit: Any) -> None:
-    code = (
-        "from diffusers import DiffusionPipeline\n"
-        "try: DiffusionPipeline.from_pretrained('pipeline')\n"
-        "except ValueError as error: print('trust_remote_code=True' in str(error))"
-    )
-    assert without_mfkit(code, place) == "True\n"
+def test_from_the_hub_and_only_where_it_is_trusted(found: dict[str, Any]) -> None:
+    assert torch.equal(found["hub"], found["steps 1"])
+    assert "trust_remote_code=True" in found["refused"]["code"]
 
 
 def test_the_transformer_has_the_released_names(place: Path, chain: Path) -> None:
