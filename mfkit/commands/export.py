@@ -1,40 +1,69 @@
 """``mfkit export``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mfkit.commands import options
+from mfkit.errors import UsageError
 
 
 @options.command(
     "Weights",
     examples="""
     mfkit export mft.safetensors -o pipeline/
-    mfkit export mft.safetensors --variants fp16 -o pipeline/
-    mfkit export mft.safetensors --rae rae.safetensors --fid fid.json -o pipeline/
+    mfkit export mft.safetensors --fid fid.json --variants fp16 -o pipeline/
+    mfkit export mft.safetensors --format onnx -o mft.onnx
     """,
 )  # fmt: skip
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Student's file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", metavar="DIR")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder or file to write.", metavar="DIR|FILE")],
+    format: Annotated[
+        Literal["diffusers", "onnx"], typer.Option("--format", help="A folder for diffusers, or one ONNX graph.")
+    ] = "diffusers",
     rae: options.Rae = None,
     fid: Annotated[
         Path | None,
-        typer.Option(help="What `mfkit fid` printed for its images, for the model card.", metavar="FILE"),
+        typer.Option(
+            help="Of a diffusers folder: what `mfkit fid` printed for its images, for the model card.", metavar="FILE"
+        ),
     ] = None,
     variants: Annotated[
-        str,
-        typer.Option(help="Weights beside those in float32, by commas: fp16, bf16.", metavar="A,B"),
+        str, typer.Option(help="Of a diffusers folder: weights beside those in float32: fp16, bf16.", metavar="A,B")
     ] = "",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Of an ONNX graph: evaluations of the student.  [default: 1]", metavar="N", min=1),
+    ] = None,
+    weights: Annotated[
+        Literal["float32", "float16", "int8"] | None,
+        typer.Option(help="Of an ONNX graph: how it holds its weights.  [default: float32]"),
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> str:
-    """Export a student as a diffusers pipeline.
+    """Export a student with its decoder, to run without mfkit.
 
-    Writes student, decoder, their code and a model card to a folder, which `DiffusionPipeline.from_pretrained(DIR,
-    trust_remote_code=True)` loads where mfkit is not installed.
+    As a folder with model card, which `DiffusionPipeline.from_pretrained(DIR, trust_remote_code=True)` of diffusers
+    loads; or as an ONNX graph from noise and labels to images, which is written once onnxruntime has drawn with it what
+    PyTorch draws.
     """
-    from mfkit.interop.export import export
+    given: dict[str, dict[str, object]] = {
+        "diffusers": {"--fid": fid, "--variants": variants}, "onnx": {"--steps": steps, "--weights": weights},
+    }  # fmt: skip
+    for other in given.keys() - {format}:
+        for option, value in given[other].items():
+            if value:
+                raise UsageError(f"{option} is of --format {other}")
+    from mfkit.interop.exported import Exported
 
-    return export(model, rae, output, fid, [name for name in variants.split(",") if name], overwrite=overwrite)
+    exported = Exported.open(model, rae)
+    if format == "onnx":
+        from mfkit.interop.onnx import export_onnx
+
+        return export_onnx(exported, output, steps=steps or 1, weights=weights or "float32", overwrite=overwrite)
+    from mfkit.interop.export import export_pipeline
+
+    named = [name for name in variants.split(",") if name]
+    return export_pipeline(exported, output, fid=fid, variants=named, overwrite=overwrite)

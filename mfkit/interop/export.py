@@ -18,14 +18,13 @@ from diffusers import FlowMapEulerDiscreteScheduler
 from mfkit.artifacts.artifact import Artifact
 from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors, writer_lock
 from mfkit.artifacts.json_files import parse, read_json
-from mfkit.autoencoders.files import autoencoder_of
 from mfkit.errors import InputError, OutputError, UsageError
+from mfkit.interop.exported import Exported
 from mfkit.interop.model_card import model_card
 from mfkit.interop.pipeline import MeanFlowPipeline
 from mfkit.interop.standalone import standalone_source
 from mfkit.interop.transformer import MeanFlowTransformer
 from mfkit.models.dit import DIT_DH
-from mfkit.models.files import open_generator
 from mfkit.models.generator import parameter_count
 
 _INDEX = "model_index.json"
@@ -34,32 +33,29 @@ _WRITTEN = {_INDEX, "README.md", "pipeline.py", "transformer", "decoder", "sched
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def export(
-    model: Path, rae: Path | None, folder: Path, fid: Path | None, variants: Sequence[str], *, overwrite: bool
+def export_pipeline(
+    exported: Exported, folder: Path, *, fid: Path | None, variants: Sequence[str], overwrite: bool
 ) -> str:
     """Writes ``folder``, for diffusers' ``DiffusionPipeline.from_pretrained`` with ``trust_remote_code=True``.
 
-    :param rae: the RAE or VAE, where it is not the recorded one.
     :param fid: what ``mfkit fid`` printed for this student's images, for the model card.
     :param variants: half precisions of the weights beside float32.
     :returns: the line for standard output.
     """
+    student = exported.student
+    if student.architecture is not DIT_DH:
+        raise UsageError(f"{student.path} is a {student.architecture.name}; the pipeline is of {DIT_DH.name}")
     if unknown := set(variants) - _VARIANTS.keys():
         raise UsageError(f"--variants {min(unknown)}: known are {', '.join(_VARIANTS)}")
-    student = open_generator(model, "student")
-    if student.architecture is not DIT_DH:
-        raise UsageError(f"{model} is a {student.architecture.name}; the pipeline is of {DIT_DH.name}")
-    autoencoder = autoencoder_of(student.artifact, rae)
-    autoencoder.check_decodes(student.latent_shape, model)
     evaluation = _evaluation(fid, student.artifact) if fid else None
     transformer = MeanFlowTransformer(**asdict(student.network_config))
-    transformer.network.load_state_dict(student.network.state_dict())
-    loaded = autoencoder.load(latent_shape=student.latent_shape)
-    decoder = autoencoder.pipeline_decoder(loaded)
+    transformer.network.load_state_dict(exported.network.state_dict())
+    decoder = exported.autoencoder_file.pipeline_decoder(exported.autoencoder)
     names = {str(index): name for index, name in enumerate(student.description.class_names)}
     scheduler = FlowMapEulerDiscreteScheduler(shift=1.0)
     pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), scheduler, names)
-    card = model_card(student, parameter_count(student.network), loaded.config.image_size, evaluation)
+    image_size = exported.autoencoder.config.image_size
+    card = model_card(student, parameter_count(exported.network), image_size, evaluation)
     with _atomic_folder(folder, overwrite) as partial:
         _save(pipeline, partial, variants)
         (partial / "README.md").write_text(card)
