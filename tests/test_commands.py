@@ -213,6 +213,10 @@ def test_inspect_says_what_a_file_is(mfkit, chain: Path) -> None:
     assert list(latents["shards"].values()) == [400, 400, 400, 300]
     tensors = json.loads(mfkit(f"inspect {chain}/teacher.safetensors --tensors").out)["tensors"]
     assert tensors["t_embedder.W"] == ["F32", [256]]
+    chain_of = mfkit(f"inspect {chain}/mfd.safetensors --script").out.splitlines()
+    assert [line.split()[1] for line in chain_of if line.startswith("mfkit")] == [
+        "train-rae", "encode", "train-teacher", "trajectories", "midtrain", "distill"
+    ]  # fmt: skip
 
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,9 @@ import json
 import os
 import pickle
 import resource
+import shlex
 import struct
+import subprocess
 import tarfile
 import zipfile
 import zlib
@@ -323,6 +325,24 @@ def test_file_names_that_are_no_text_and_command_the_terminal(tmp_path: Path, ch
     refused = mfkit(f"{encode} y")
     failed(refused, 3, "\\x1b]0;owned\\x07/b.png does not decode")
     assert refused.err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("written", ["mfkit $(touch owned) `touch owned` ';' touch owned '|' x '&' y '>' owned"])
+def test_a_script_runs_mfkit_alone(written: str, tmp_path: Path, chain: Path, mfkit) -> None:
+    changed(chain / "mft.safetensors", tmp_path / "s.safetensors", lambda _, record: record.update(command=written))
+    script = mfkit("inspect s.safetensors --script")
+    assert script.code == 0, script.err
+    (tmp_path / "mfkit").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >> said\n')
+    (tmp_path / "mfkit").chmod(0o755)
+    subprocess.run(["sh", "-c", script.out], check=True, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, cwd=tmp_path)
+    assert (tmp_path / "said").read_text().splitlines()[-len(shlex.split(written)) + 1 :] == shlex.split(written)[1:]
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("written", ["touch owned", "mfkit x 'a\nb'", "mfkit '\x1b[2J'", "mfkit 'open"])
+def test_what_no_script_is_made_of(written: str, tmp_path: Path, chain: Path, mfkit) -> None:
+    changed(chain / "mft.safetensors", tmp_path / "s.safetensors", lambda _, record: record.update(command=written))
+    failed(mfkit("inspect s.safetensors --script"), 3, "s.safetensors records what is no command of mfkit")
 
 
 def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, chain: Path, mfkit) -> None:

@@ -1,11 +1,13 @@
 """inspect: what a file or folder is, from its own description; no weights are read."""
 
+import shlex
 from dataclasses import asdict
 from math import prod
 from typing import Any
 
 from mfkit.artifacts.artifact import INDEX_NAME, Artifact, Record
 from mfkit.artifacts.json_files import read_json
+from mfkit.errors import InputError
 
 
 def inspect(artifact: Artifact, *, tensors: bool) -> dict[str, Any]:
@@ -21,6 +23,25 @@ def inspect(artifact: Artifact, *, tensors: bool) -> dict[str, Any]:
         shards = index.get("shards", [])
         result["shards"] = {str(shard.get("name")): shard.get("samples") for shard in shards if isinstance(shard, dict)}
     return result | {"config": artifact.config, "provenance": asdict(artifact.provenance)}
+
+
+def shell_script(artifact: Artifact) -> str:
+    """The chain of commands that led to a file, in which each word is quoted: whatever a file says, mfkit alone is run.
+
+    :raises InputError: the file records no command, or something that is none of mfkit's.
+    """
+    lines = ["#!/bin/sh", "# As the file says. Each command is of the folder that it was run in.", "set -e"]
+    for record in command_chain(artifact):
+        try:
+            words = shlex.split(record.command)
+        except ValueError:
+            words = []
+        if words[:1] != ["mfkit"] or not all(word.isprintable() for word in words):
+            raise InputError(f"{artifact.path} records what is no command of mfkit: {record.command[:80]!r}")
+        lines.append(shlex.join(words))
+    if len(lines) == 3:
+        raise InputError(f"{artifact.path} records no command")
+    return "\n".join(lines)
 
 
 def command_chain(artifact: Artifact) -> list[Record]:

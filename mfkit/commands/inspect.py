@@ -13,11 +13,15 @@ from mfkit.commands import options
     examples="""
     mfkit inspect teacher.safetensors
     mfkit inspect latents/
+    mfkit inspect drift.safetensors --script > chain.sh
     """,
 )  # fmt: skip
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="What mfkit wrote.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    script: Annotated[
+        bool, typer.Option("--script", help="Print the commands that led to it, as a shell script, and no JSON.")
+    ] = False,
 ) -> str:
     """Show what a file is and how it was made.
 
@@ -26,6 +30,8 @@ def inspect(
     import json
 
     from mfkit.artifacts.artifact import open_artifact
-    from mfkit.artifacts.inspect import inspect
+    from mfkit.artifacts.inspect import inspect, shell_script
 
+    if script:
+        return shell_script(open_artifact(path))
     return json.dumps(inspect(open_artifact(path), tensors=tensors), indent=2)
