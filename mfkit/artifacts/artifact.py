@@ -52,6 +52,8 @@ class Record:
     libraries: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     inputs: dict[str, InputRecord] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of a training: all of them, whoever gave them."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,18 @@ class Artifact:
         return {record.inputs[role].digest for record in records if role in record.inputs}
 
 
-def record_provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None) -> Provenance:
+def record_provenance(
+    folder: Path, inputs: Mapping[str, Artifact], *, seed: int | None, settings: Mapping[str, Any] | None = None
+) -> Provenance:
     """The record for a file that this command makes in ``folder``, to which input paths are relative."""
     history: dict[str, Record] = {}
     for artifact in inputs.values():
         own = artifact.provenance
         history |= own.history
         if own.command:
-            history[artifact.digest] = Record(own.command, own.version, own.libraries, own.seed, own.inputs)
+            history[artifact.digest] = Record(
+                own.command, own.version, own.libraries, own.seed, own.inputs, own.settings
+            )
     return Provenance(
         command=shlex.join(["mfkit", *sys.argv[1:]]),
         version=version("mfkit"),
@@ -153,6 +159,7 @@ def record_provenance(folder: Path, inputs: Mapping[str, Artifact], *, seed: int
             role: InputRecord(_recorded_path(artifact, folder), artifact.kind, artifact.digest)
             for role, artifact in inputs.items()
         },
+        settings=dict(settings or {}),
         history=history,
     )
 

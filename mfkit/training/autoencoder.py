@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,16 @@ def train_rae(
         else:
             _measure_latents(rae, images, settings.workers)
         task = _decoder_training(rae, images, settings, sizes, resume_key, options, perceptual, discriminator)
-        yield replace(
-            task, save=lambda path: save(path, record_provenance(options.output.parent, inputs, seed=settings.seed))
-        )
+        record = partial(record_provenance, options.output.parent, inputs, seed=settings.seed, settings=resolved)
+        yield replace(task, save=lambda path: save(path, record()))
 
     def save(path: Path, provenance: Provenance) -> None:
         save_rae(path, rae, config, provenance)
 
+    resolved = asdict(settings) | asdict(sizes) | {"encoder": encoder}
     return produce(
-        kind="rae", network=rae, inputs=inputs, settings=asdict(settings) | asdict(sizes) | {"encoder": encoder},
-        seed=settings.seed, tasks=tasks, options=options, save=save,
+        kind="rae", network=rae, inputs=inputs, settings=resolved, seed=settings.seed, tasks=tasks, options=options,
+        save=save,
     )  # fmt: skip
 
 

@@ -213,6 +213,7 @@ def train_generator(
     chosen: dict[str, Any] = {"objective": objective.name, **asdict(objective), "time_shift": shift}
     if teacher:
         chosen |= asdict(teacher.rule)
+    resolved = asdict(settings) | chosen
     config = {
         "time_shift": shift, "class_names": start.class_names, "preset": preset,
         "class_dropout": settings.class_dropout, **({"trained_spaces": trained_spaces} if trained_spaces else {}),
@@ -227,7 +228,7 @@ def train_generator(
         save_generator(path, network, start.architecture, config, provenance)
 
     def save_as_it_is(path: Path) -> None:
-        save(path, record_provenance(options.output.parent, inputs, seed=settings.seed))
+        save(path, record_provenance(options.output.parent, inputs, seed=settings.seed, settings=resolved))
 
     measure = None
     if settings.fid_every and not options.dry_run:
@@ -255,6 +256,6 @@ def train_generator(
         )  # fmt: skip
 
     return produce(
-        kind=network.kind, network=network, inputs=inputs, settings=asdict(settings) | chosen, seed=settings.seed,
+        kind=network.kind, network=network, inputs=inputs, settings=resolved, seed=settings.seed,
         tasks=tasks, options=options, save=save,
     )  # fmt: skip

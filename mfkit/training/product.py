@@ -21,7 +21,8 @@ def produce(
 ) -> str:  # fmt: skip
     """Runs the tasks one after the other and writes the network; with ``dry_run`` only describes it.
 
-    :param settings: all that were resolved, for ``--dry-run``. :param save: writes the network; all processes call it.
+    :param settings: all that were resolved, for ``--dry-run`` and the record. :param save: writes the network; all
+        processes call it.
     :returns: the line for standard output.
     """
     output = options.output
@@ -43,7 +44,7 @@ def produce(
         for task in tasks():
             train(task, options)
             paths.append(run_path(options, task))
-        save(output, record_provenance(output.parent, inputs, seed=seed))
+        save(output, record_provenance(output.parent, inputs, seed=seed, settings=settings))
         output_is_complete()
         if processes().is_main_process:
             for path in paths:
