@@ -43,7 +43,7 @@ def export(
     ] = None,
     overwrite: options.Overwrite = False,
 ) -> str:
-    """Export a student with its decoder, to run without mfkit.
+    """Export a student, to run without mfkit.
 
     As a folder with model card, which `DiffusionPipeline.from_pretrained(DIR, trust_remote_code=True)` of diffusers
     loads; or as an ONNX graph from noise and labels to images, which is written once onnxruntime has drawn with it what

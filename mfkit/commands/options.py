@@ -4,7 +4,8 @@ Only the standard library and typer are imported here, so that help answers at o
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from mfkit.commands.config_file import as_toml, with_config
 from mfkit.commands.console import is_main_process, leave_process_group, one_line_errors, set_verbosity
 from mfkit.commands.setting_options import choices_of, setting_option
 from mfkit.config.presets import PRESETS, PresetName
@@ -47,7 +49,7 @@ Preset = Annotated[
     typer.Option(
         help="Hyperparameters to start from: "
         + "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
-        + ".  [default: the one that the input was made with]"
+        + "; or FILE.toml, as --config takes it.  [default: the one that the input was made with]"
     ),
 ]
 Model = Annotated[
@@ -99,6 +101,16 @@ class OptionGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Common(OptionGroup):
+    """What every command takes."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Options from a TOML file; those on the command line go before them.", metavar="FILE"),
+    ] = None  # taken out of the arguments before they are read
+
+
+@dataclass(frozen=True, kw_only=True)
 class Messages(OptionGroup):
     """How much a command says."""
 
@@ -116,6 +128,9 @@ class Run(OptionGroup):
     restart: Annotated[bool, typer.Option("--restart", help="Start anew although there is a checkpoint.")] = False
     on_error: OnErrorOption = "raise"
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings and shapes; train nothing.")] = False
+    format: Annotated[
+        Literal["json", "toml"], typer.Option(help="How --dry-run prints; toml is a file for --config.")
+    ] = "json"
     log_with: Annotated[
         list[str] | None,
         typer.Option(help="Log to a tracker of accelerate too, such as tensorboard; repeatable.", metavar="TRACKER"),
@@ -124,6 +139,8 @@ class Run(OptionGroup):
     def options(self, output: Path) -> "RunOptions":
         from mfkit.training.task import RunOptions
 
+        if self.format != "json" and not self.dry_run:
+            raise UsageError("--format is of --dry-run")
         return RunOptions(
             output=output, overwrite=self.overwrite, restart=self.restart, dry_run=self.dry_run,
             trackers=tuple(self.log_with or ()),
@@ -164,7 +181,7 @@ class Subcommand:
             for item in own.values()
             if item.name not in {*groups, "flags"}
         ]
-        for kind in (*groups.values(), Messages):
+        for kind in (*groups.values(), Common, Messages):
             hints = get_type_hints(kind, include_extras=True)
             parameters += [_parameter(item.name, hints[item.name], item.default) for item in fields(kind)]
         flags = {"objective": _objective_option(objectives)} if objectives else {}
@@ -175,7 +192,9 @@ class Subcommand:
         parameters += [_parameter(flag, annotation, None) for flag, annotation in flags.items()]
 
         def run(**values: Any) -> None:
+            typed = {item.name: values[item.name] for item in parameters if values[item.name] != item.default}
             set_verbosity(**{item.name: values.pop(item.name) for item in fields(Messages)})
+            del values["config"]
             if flags:
                 given = {flag: values.pop(flag) for flag in flags}
                 values["flags"] = {flag: value for flag, value in given.items() if value is not None}
@@ -183,6 +202,8 @@ class Subcommand:
                 values[parameter] = kind(**{item.name: values.pop(item.name) for item in fields(kind)})
             with one_line_errors([item.name for item in parameters]):  # inside typer, which has its own way with Ctrl-C
                 result = function(**values)
+                if result is not None and typed.get("dry_run") and typed.get("format") == "toml":
+                    result = _resolved(name, result, typed, flags, (*objectives.values(), *self.settings))
                 if result is not None and is_main_process():
                     print(result, flush=True)
                 leave_process_group()
@@ -210,6 +231,20 @@ def command(
     returns is printed on standard output, by the main process.
     """
     return lambda function: Subcommand(function, group, settings, examples, stage)
+
+
+def _resolved(
+    command: str, described: str, typed: Mapping[str, Any], flags: Collection[str], kinds: Collection[type[Settings]]
+) -> str:
+    """What a dry run described, as a file for ``--config``: what was typed, and every setting that it resolved."""
+    settings = {name: value for name, value in json.loads(described)["settings"].items() if name in flags}
+    only = {item.name: item.metadata["only"] for kind in kinds for item in settings_of(kind) if item.metadata["only"]}
+    for name, (other, value) in only.items():
+        if settings.get(other) != value:
+            settings.pop(name, None)
+    plain = {name: value for name, value in typed.items() if name not in ("dry_run", "format")}
+    whole = {name: str(value) if isinstance(value, Path) else value for name, value in (plain | settings).items()}
+    return as_toml(command, {name: value for name, value in whole.items() if value not in (None, [], ())})
 
 
 def _is_group(annotation: Any) -> bool:
@@ -245,6 +280,10 @@ def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCom
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            from mfkit.commands.main import COMMANDS
+
+            with one_line_errors([]):
+                args = with_config(self, ctx, args, COMMANDS)
             try:
                 return super().parse_args(ctx, args)
             except typer.BadParameter as error:

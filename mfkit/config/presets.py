@@ -61,7 +61,7 @@ class Preset:
     published: dict[str, Published] = field(default_factory=dict)
 
 
-_SMALL = dict(batch_size=64, schedule="cosine", warmup=50, workers=2, log_every=50, save_every=500, save_minutes=0)
+_SMALL = dict(batch_size=64, schedule="cosine", warmup=50, workers=2, log_every=50, save_every=500, save_minutes=0.0)
 _SMALL_GENERATOR = _SMALL | dict(class_dropout=0.0)
 
 _DIGITS = Preset(

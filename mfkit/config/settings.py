@@ -68,7 +68,7 @@ class TrainingSettings(Settings):
     workers: int = setting(4, "Threads per process that read and decode ahead; 0 reads in line.", metavar="N", min=0)
     log_every: int = setting(100, "Steps between lines of the log.", metavar="N", min=1)
     save_every: int = setting(5000, "Steps between checkpoints.", metavar="N", min=1)
-    save_minutes: float = setting(30, "Minutes between checkpoints; 0 goes by the steps alone.", metavar="MIN", min=0)
+    save_minutes: float = setting(30.0, "Minutes between checkpoints; 0 goes by the steps alone.", metavar="MIN", min=0)
     keep: int = setting(1, "Newest checkpoints to keep until the output is written.", metavar="N", min=1)
     sample_every: int = setting(0, "Steps between sample grids from fixed noise; 0 draws none.", metavar="N", min=0)
 
