@@ -16,7 +16,7 @@ ROOT = Path(mfkit.__file__).parent
 LAYERS = {
     "errors": 0, "setting": 0, "flow": 1, "config": 2, "runtime": 3, "artifacts": 4, "models": 5, "formats": 6,
     "autoencoders": 7, "loading": 8, "data": 9, "inference": 10, "training": 11, "evaluation": 10, "interop": 11,
-    "benchmark": 12, "commands": 13, "__init__": 14, "__main__": 14,
+    "benchmark": 12, "reporting": 12, "commands": 13, "__init__": 14, "__main__": 14,
 }  # fmt: skip
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -1,6 +1,7 @@
 """inspect: what a file or folder is, from its own description; no weights are read."""
 
 import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -47,9 +48,14 @@ def shell_script(artifact: Artifact) -> str:
 def command_chain(artifact: Artifact) -> list[Record]:
     """The records of all commands that led to a file, in an order in which they can be run; its own is the last."""
     records: dict[str, Record] = artifact.provenance.history | {artifact.digest: artifact.provenance}
-    ordered: dict[str, Record] = {}
+    return [records[digest] for digest in in_order(records, [artifact.digest]) if records[digest].command]
+
+
+def in_order(records: Mapping[str, Record], ends: Iterable[str]) -> list[str]:
+    """The digests of records that led to some, and these: each after its inputs, and once, whatever files say."""
+    ordered: dict[str, None] = {}
     visited: set[str] = set()
-    stack = [artifact.digest]
+    stack = list(ends)[::-1]
     while stack:
         digest = stack[-1]
         inputs = [entry.digest for entry in records[digest].inputs.values()]
@@ -58,6 +64,6 @@ def command_chain(artifact: Artifact) -> list[Record]:
             visited.add(digest)
             stack += reversed(before)
         else:
-            ordered.setdefault(digest, records[digest])
+            ordered.setdefault(digest)
             stack.pop()
-    return [record for record in ordered.values() if record.command]
+    return list(ordered)

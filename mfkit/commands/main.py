@@ -32,6 +32,7 @@ COMMANDS = {
     "inspect": "inspect",
     "verify": "verify",
     "plot": "plot",
+    "report": "report",
 }
 """Module, and function in it, by the name of the command, in the order of the help."""
 

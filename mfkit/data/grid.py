@@ -18,6 +18,12 @@ def paired(above: Tensor, below: Tensor, columns: int) -> Tensor:
 
 
 def write_grid(path: Path, images: Tensor, columns: int, *, gap_every: int = 0) -> None:
+    """See :func:`grid_png`."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(grid_png(images, columns, gap_every=gap_every))
+
+
+def grid_png(images: Tensor, columns: int, *, gap_every: int = 0) -> bytes:
     """Images (N, 3, H, W) in [0, 1] side by side, row by row; small ones enlarged to 64 pixels.
 
     :param gap_every: columns after which a white gap stands.
@@ -30,5 +36,4 @@ def write_grid(path: Path, images: Tensor, columns: int, *, gap_every: int = 0) 
     if gap_every:
         *parts, last = grid.split(gap_every * tiles.shape[-1], dim=-1)
         grid = torch.cat([*(F.pad(part, (0, 16), value=255) for part in parts), last], dim=-1)
-    with atomic_write(path) as partial:
-        partial.write_bytes(png_bytes(grid))
+    return png_bytes(grid)

@@ -1,12 +1,19 @@
 """The curves of training logs, as a PNG file."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 from mfkit.artifacts.atomic import atomic_write
 
 
 def write_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """See :func:`curves_png`."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(curves_png(logs))
+
+
+def curves_png(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """Loss, mean squared error, gradient norm and, where it was measured, distance over the steps, a line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -31,5 +38,6 @@ def write_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, float]]]) 
         axes.set(title=title, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    held = BytesIO()
+    figure.savefig(held, format="png", dpi=100)
+    return held.getvalue()

@@ -53,8 +53,17 @@ def within_class_variance(images: Tensor, labels: Tensor) -> float:
 
 def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
     """(N,) the distance of each image to the nearest reference image: root mean square over pixels, in [0, 1]."""
+    return _nearest(images, reference)[0]
+
+
+def nearest_indices(images: Tensor, reference: Tensor) -> Tensor:
+    """(N,) which reference image is the nearest to each image."""
+    return _nearest(images, reference)[1]
+
+
+def _nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     flat, others = images.flatten(1).float(), reference.flatten(1).float()
-    nearest = [torch.cdist(part, others).amin(1) for part in flat.split(256)]
-    return torch.cat(nearest) / flat.shape[1] ** 0.5
+    distances, indices = zip(*(torch.cdist(part, others).min(1) for part in flat.split(256)), strict=True)
+    return torch.cat(distances) / flat.shape[1] ** 0.5, torch.cat(indices)

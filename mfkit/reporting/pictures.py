@@ -1,0 +1,100 @@
+"""What the networks of a run draw: rows of images, of which a column has one class and one noise."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfkit.artifacts.artifact import Artifact
+from mfkit.autoencoders.autoencoder import Autoencoder
+from mfkit.autoencoders.files import autoencoder_of
+from mfkit.config.settings import SampleSettings
+from mfkit.data.images import recorded_images
+from mfkit.data.loader import all_batches
+from mfkit.errors import MfkitError
+from mfkit.evaluation.metrics.diversity import nearest_indices
+from mfkit.flow.random import Draws
+from mfkit.inference.sampler import sampler_of
+from mfkit.models.files import GeneratorFile, open_generator
+from mfkit.reporting.run import Run
+
+COLUMNS = 10
+_STEPS = (1, 2, 4)
+_READ = 2000
+"""Real images among which the nearest is looked for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images (N, 3, S, S) in [0, 1], and what they are."""
+
+    title: str
+    images: Tensor
+
+
+@torch.no_grad()
+def rows(run: Run) -> Iterator[Row | str]:
+    """Real images, reconstructions, teachers, students and the real ones nearest to theirs; or why some are missing."""
+    try:
+        real = _Real.of(run)
+    except MfkitError as error:
+        yield f"Without real images: {error}"
+        real = None
+    for name, artifact in {**run.of_kind("teacher"), **run.last("student")}.items():
+        try:
+            file = open_generator(artifact.path)
+            autoencoder = autoencoder_of(artifact, None).load(latent_shape=file.latent_shape)
+        except MfkitError as error:
+            yield f"Without {name}: {error}"
+            continue
+        if real and not real.shown:
+            yield from real.rows(file, autoencoder)
+        yield from _drawn(name, file, autoencoder, real)
+
+
+def _drawn(name: str, file: GeneratorFile, autoencoder: Autoencoder, real: "_Real | None") -> Iterator[Row]:
+    labels = _labels(file)
+    noise = Draws(0, "sample", range(len(labels))).normal("noise", file.latent_shape)
+    for nfe in (None,) if file.kind == "teacher" else _STEPS:
+        sampler = sampler_of(file.network, SampleSettings(nfe=nfe), file.description.time_shift)
+        images = autoencoder.decode(sampler(noise, labels))
+        evaluations = sampler.conditions["nfe"]
+        yield Row(f"{name}, {evaluations} evaluation{'s' if evaluations > 1 else ''}", images)
+        if nfe == 1 and real:
+            nearest = nearest_indices(images, real.images)
+            yield Row(f"the real image nearest to each of the row above, of {len(real.images):,}", real.images[nearest])
+
+
+def _labels(file: GeneratorFile) -> Tensor:
+    return torch.arange(COLUMNS) % file.num_classes
+
+
+class _Real:
+    """Images that the run was trained on."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self._labels, self.shown = images, labels, False
+
+    @classmethod
+    def of(cls, run: Run) -> "_Real | None":
+        """:raises MfkitError: they are not where they are said to be."""
+        latents: list[Artifact] = list(run.of_kind("latents").values())
+        if not latents:
+            return None
+        size = autoencoder_of(latents[0], None).image_size
+        images, labels = [], []
+        for batch in all_batches(recorded_images(latents[0], size, "--images"), 500):
+            images.append(batch.columns["image"].float() / 255)
+            labels.append(batch.columns["label"])
+            if sum(map(len, images)) >= _READ:
+                break
+        return cls(torch.cat(images), torch.cat(labels))
+
+    def rows(self, file: GeneratorFile, autoencoder: Autoencoder) -> Iterator[Row]:
+        """One of each class, as it is and as it is decoded."""
+        self.shown = True
+        first = [(self._labels == label).nonzero()[:1, 0] for label in _labels(file)]
+        chosen = self.images[torch.cat([one if len(one) else torch.zeros(1, dtype=torch.long) for one in first])]
+        yield Row("real", chosen)
+        yield Row("real, encoded and decoded", autoencoder.decode(autoencoder.encode(chosen)))

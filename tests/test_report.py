@@ -1,0 +1,172 @@
+"""mfkit report: one page that has all of a run, needs nothing else, and runs nothing, whatever a file says."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import failed, run
+from PIL import Image
+from safetensors.torch import load_file
+
+from mfkit.artifacts.artifact import open_artifact
+from mfkit.artifacts.safetensors_files import read_header, write_tensors
+
+VOID = {"meta", "img", "line", "rect", "br"}
+
+
+class Page(HTMLParser):
+    """Text, tags with their attributes, and whether each is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID and tag not in ("li", "td", "tr", "th"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID and tag not in ("li", "td", "tr", "th"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def pictures(self) -> list[tuple[str, Image.Image]]:
+        found = [attributes for tag, attributes in self.tags if tag == "img"]
+        data = [base64.b64decode(str(one["src"]).removeprefix("data:image/png;base64,")) for one in found]
+        return [(str(one["alt"]), Image.open(io.BytesIO(png))) for one, png in zip(found, data, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def place(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``page.html`` is of the chain's run, with a figure of its samples."""
+    place = tmp_path_factory.mktemp("report")
+    shutil.copytree(chain, place / "run", symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        fid = run(
+            f"fid {chain}/samples --reference digits:train --features {chain}/rae.safetensors --metrics kid", patch
+        )
+        (place / "run" / "fid.json").write_text(fid.out)
+        done = run("report run -o page.html", patch)
+    assert done.code == 0 and done.out == "page.html\n", done.err
+    return place
+
+
+def test_the_page_has_all_of_the_run(place: Path) -> None:
+    page = Page((place / "page.html").read_text())
+    assert not page.open
+    student = open_artifact(place / "run" / "mft.safetensors")
+    records = {**student.provenance.history, student.digest: student.provenance}
+    assert len(records) == 7
+    for digest, record in records.items():
+        assert digest in page.text and record.command in page.text
+    assert json.dumps(student.provenance.settings, indent=1) in page.text
+    measured = json.loads((place / "run" / "fid.json").read_text())
+    assert (
+        f"{measured['frechet_distance']:.4g}" in page.text
+        and f"kernel distance {measured['kernel_distance']:.4g}" in page.text
+    )
+    (grid_alt, grid), (_, curves) = page.pictures()
+    rows = re.findall(r"[^;:]+", grid_alt)[1:]
+    assert [row.strip() for row in rows[:4]] == [
+        "real", "real, encoded and decoded", "teacher.safetensors, 50 evaluations", "mft.safetensors, 1 evaluation"
+    ]  # fmt: skip
+    assert grid.size == (10 * 66, 66 * len(rows)) and curves.width > 1000
+
+
+def test_the_rows_of_the_grid_are_what_they_say(place: Path, mfkit, chain: Path) -> None:
+    """The third is drawn as ``sample`` draws, and what is nearest to real images is themselves."""
+    _, grid = Page((place / "page.html").read_text()).pictures()[0]
+    pixels = np.asarray(grid.convert("RGB"))
+    assert mfkit(f"sample {chain}/mft.safetensors -n 10 --labels equal --seed 0 -o drawn.npz").code == 0
+    drawn = np.load("drawn.npz")["arr_0"]
+    for column in range(10):
+        tile = pixels[3 * 66 + 1 : 4 * 66 - 1 : 2, column * 66 + 1 : column * 66 + 65 : 2]
+        assert np.abs(tile.astype(int) - drawn[column]).max() <= 1
+
+
+def test_nothing_on_the_page_can_run_or_be_fetched(place: Path) -> None:
+    text = (place / "page.html").read_text()
+    page = Page(text)
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "form", "link", "base", "a2"}
+    policy = next(attributes for tag, attributes in page.tags if "http-equiv" in attributes)
+    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("data:image/png;base64,", "#"))
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_what_files_say_becomes_text(mfkit, place: Path, tmp_path: Path) -> None:
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    (tmp_path / "run").mkdir()
+    source = place / "run" / "mft.safetensors"
+    texts = read_header(source).metadata
+    record = json.loads(texts["mfkit.provenance"])
+    record |= {"command": f"mfkit {attack}", "settings": {attack: attack}}
+    record["inputs"] = {attack: {"path": attack, "kind": attack, "digest": attack}}
+    texts |= {"mfkit.provenance": json.dumps(record)}
+    write_tensors(
+        tmp_path / "run" / "s.safetensors", load_file(source), {k: v for k, v in texts.items() if k != "mfkit.digest"}
+    )
+    figures = {
+        "frechet_distance": attack,
+        "features": attack,
+        "samples": {"location": attack},
+        "reference": {attack: 1},
+    }
+    (tmp_path / "run" / "fid.json").write_text(json.dumps(figures))
+    (tmp_path / "run" / "broken.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"notjson!")
+    done = mfkit("report run -o page.html")
+    assert done.code == 0, done.err
+    text = (tmp_path / "page.html").read_text()
+    assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
+    assert "Not read: " in text and "broken.safetensors" in text and "Without s.safetensors: " in text
+
+
+def test_runs_beside_each_other(mfkit, place: Path, tmp_path: Path) -> None:
+    assert mfkit(f"report {place}/run {place}/run -o two.html --no-images").code == 0
+    page = Page((tmp_path / "two.html").read_text())
+    assert len(page.pictures()) == 2  # the curves of both
+    assert page.text.count("fid.json") == 2 and "2 runs" in page.text
+    (tmp_path / "empty").mkdir()
+    failed(mfkit("report empty -o x.html"), 3, "empty holds no file that mfkit wrote")
+    failed(mfkit("report gone -o x.html"), 3, "gone is not a folder")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_in_a_browser(place: Path, tmp_path: Path) -> None:
+    """Nothing on its console; the grid is on the screen, pixel by pixel."""
+    shot = tmp_path / "shot.png"
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+            "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}/profile",
+            "--enable-logging=stderr", "--hide-scrollbars", "--force-device-scale-factor=1", "--window-size=1000,4000",
+            f"--screenshot={shot}", f"file://{place}/page.html",
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    _, grid = Page((place / "page.html").read_text()).pictures()[0]
+    screen, tile = (np.asarray(one.convert("RGB")).astype(int) for one in (Image.open(shot), grid))
+    places = np.argwhere((screen[: -tile.shape[0], :300] == tile[0, 0]).all(-1))
+    assert any(
+        (screen[y : y + tile.shape[0], x : x + tile.shape[1]] == tile).all()
+        for y, x in places
+        if (screen[y : y + tile.shape[0] : 33, x + 40] == tile[::33, 40]).all()
+    )
