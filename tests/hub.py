@@ -71,11 +71,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._note(path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = path.split("/")
+        if path == "api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
         if path == "api/repos/create":
             asked = json.loads(body)
             name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
-            self.hub.repositories.setdefault(name, {})
-            if asked.get("private"):
+            if name in self.hub.repositories:
+                return self._answer(409, json.dumps({"url": f"{self.hub.address}/{name}"}).encode(), {})
+            self.hub.repositories[name] = {}
+            if asked.get("private") or asked.get("visibility") == "private":
                 self.hub.private.add(name)
             return self._json({"url": f"{self.hub.address}/{name}", "id": name})
         name, action = "/".join(parts[2:4]), parts[4]
@@ -102,7 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
                  for path, held in files.items()]
             )  # fmt: skip
         siblings = [{"rfilename": path} for path in files]
-        return self._json({"id": name, "modelId": name, "sha": SHA, "siblings": siblings, "tags": [], "private": False})
+        return self._json(
+            {
+                "id": name,
+                "modelId": name,
+                "sha": SHA,
+                "siblings": siblings,
+                "tags": [],
+                "private": name in self.hub.private,
+            }
+        )
 
     def _note(self, path: str) -> None:
         self.hub.requests.append(f"{self.command} {path}")

@@ -10,9 +10,11 @@ from venv import EnvBuilder
 
 import pytest
 import torch
-from conftest import close, failed, run
+from conftest import close, failed, run, shell
 from diffusers import AutoencoderKL
 from hub import serving
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 
 import mfkit as package
@@ -167,11 +169,43 @@ def test_the_card_says_how_it_was_made_and_measured(place: Path) -> None:
     assert [line.split()[1] for line in commands] == names
     measured = json.loads((place / "fid.json").read_text())
     assert f"Fréchet distance: {measured['frechet_distance']:.4g}" in card
+    assert "## Licence\n\nNone is given." in card
     assert "digits:train" in card and "nfe 1" in card and "seed 0" in card and "images 40" in card
+
+
+def test_a_push_and_what_the_card_tells_the_hub(chain: Path, place: Path, tmp_path: Path) -> None:
+    export = f"mfkit export {chain}/mft.safetensors --fid {place}/fid.json --license mit --push someone/digits"
+    with serving() as hub:
+        environment = hub.environment(tmp_path / "hub") | {"HF_TOKEN": "hf_mine"}
+        done = shell(f"{export} --private -o pipeline", tmp_path, **environment)
+        assert done.returncode == 0 and done.stdout == f"{hub.address}/someone/digits\n", done.stderr
+        assert hub.private == {"someone/digits"} and hub.tokens == {"hf_mine"}
+        written = {
+            str(path.relative_to(tmp_path / "pipeline")): path.read_bytes()
+            for path in (tmp_path / "pipeline").rglob("*")
+            if path.is_file()
+        }
+        assert hub.repositories["someone/digits"] == written and "pipeline.py" in written
+        hub.private.clear()
+        refused = shell(f"{export} --private -o other", tmp_path, **environment)
+        assert refused.returncode == 3 and "someone/digits is there already, for everyone to read" in refused.stderr
+    gone = shell(f"{export} -o third", tmp_path, **environment)
+    assert gone.returncode == 3 and gone.stderr.startswith("mfkit: error: someone/digits cannot be written: ")
+    card = ModelCard.load(tmp_path / "pipeline" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("mit", "diffusers")
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    (result,) = card.data.eval_results
+    measured = json.loads((place / "fid.json").read_text())
+    assert result.metric_value == pytest.approx(measured["frechet_distance"])
+    assert result.metric_args["nfe"] == 1 and result.dataset_name == "digits:train"
+    assert "![Images of each class, in one evaluation](grid.png)" in card.text
+    with Image.open(tmp_path / "pipeline" / "grid.png") as grid:
+        assert grid.size == (8 * 66, 10 * 66)
 
 
 def test_what_cannot_be_exported(mfkit, chain: Path, tmp_path: Path) -> None:
     failed(mfkit(f"export {chain}/teacher.safetensors -o x"), 3, "is a teacher file; expected: student")
+    failed(mfkit(f"export {chain}/mft.safetensors --private -o x"), 2, "--private is of --push")
     failed(mfkit(f"export {chain}/mft.safetensors --variants fp8 -o x"), 2, "--variants fp8: known are fp16, bf16")
     failed(mfkit(f"export {chain}/mft.safetensors --fid {chain}/mft.log.jsonl -o x"), 3, "mft.log.jsonl is damaged")
     drawn = {"samples": {"model_digest": "sha256:other"}, "frechet_distance": 1, "reference": {}}

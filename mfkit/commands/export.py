@@ -14,6 +14,7 @@ from mfkit.errors import UsageError
     examples="""
     mfkit export mft.safetensors -o pipeline/
     mfkit export mft.safetensors --fid fid.json --variants fp16 -o pipeline/
+    mfkit export mft.safetensors -o pipeline/ --license apache-2.0 --push me/digits
     mfkit export mft.safetensors --format onnx -o mft.onnx
     """,
 )  # fmt: skip
@@ -33,6 +34,17 @@ def export(
     variants: Annotated[
         str, typer.Option(help="Of a diffusers folder: weights beside those in float32: fp16, bf16.", metavar="A,B")
     ] = "",
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a diffusers folder: the licence that its card states, as the hub names it.", metavar="ID"
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Of a diffusers folder: write it to this repository of the hub too.", metavar="OWNER/REPO"),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
     steps: Annotated[
         int | None,
         typer.Option(help="Of an ONNX graph: evaluations of the student.  [default: 1]", metavar="N", min=1),
@@ -49,13 +61,16 @@ def export(
     loads; or as an ONNX graph from noise and labels to images, which is written once onnxruntime has drawn with it what
     PyTorch draws.
     """
+    of_folder: dict[str, object] = {"--fid": fid, "--variants": variants, "--license": license, "--push": push}
     given: dict[str, dict[str, object]] = {
-        "diffusers": {"--fid": fid, "--variants": variants}, "onnx": {"--steps": steps, "--weights": weights},
+        "diffusers": of_folder, "onnx": {"--steps": steps, "--weights": weights}
     }  # fmt: skip
     for other in given.keys() - {format}:
         for option, value in given[other].items():
             if value:
                 raise UsageError(f"{option} is of --format {other}")
+    if private and not push:
+        raise UsageError("--private is of --push")
     from mfkit.interop.exported import Exported
 
     exported = Exported.open(model, rae)
@@ -66,4 +81,9 @@ def export(
     from mfkit.interop.export import export_pipeline
 
     named = [name for name in variants.split(",") if name]
-    return export_pipeline(exported, output, fid=fid, variants=named, overwrite=overwrite)
+    done = export_pipeline(exported, output, fid=fid, variants=named, license=license, overwrite=overwrite)
+    if push:
+        from mfkit.formats.hub import upload
+
+        return upload(output, push, private=private)
+    return done

@@ -3,6 +3,8 @@
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +39,55 @@ def resolve(source: str, *, folder: bool = False) -> Path:
 
 def _download(source: str, repo: str, revision: str | None, path: str, folder: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # each attempt of several would be a warning; the outcome is reported below
-    try:
+    with _hub_errors(f"{source} cannot be downloaded"):
         if not folder:
             return Path(hf_hub_download(repo, path, revision=revision))
         patterns = [f"{path}/{name}".lstrip("/") for name in diffusers_folder.FILES]
         found = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / path
-    except (OSError, ValueError, HFValidationError) as error:  # the hub's errors are of these kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{source} cannot be downloaded: {reason}") from error
     if not found.is_dir():
         raise InputError(f"{source} is not a folder of that repository")
     return found
+
+
+def upload(folder: Path, repo: str, *, private: bool) -> str:
+    """Writes a folder to a repository of the hub, which is made where it is missing.
+
+    HF_TOKEN, or the token that ``hf auth login`` keeps, and HF_ENDPOINT are honoured.
+
+    :param private: who makes the repository alone may read it. :returns: its address.
+    :raises InputError: the hub refuses it, or is out of reach.
+    """
+    from huggingface_hub import HfApi
+
+    with _hub_errors(f"{repo} cannot be written"):
+        api = HfApi()
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise InputError(f"{repo} is there already, for everyone to read; make it private first")
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="mfkit export")
+    return str(address)
+
+
+@contextmanager
+def _hub_errors(failed: str) -> Iterator[None]:
+    """Turns what the hub's client raises into the one-line error: its own kinds, those of the library below it."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (OSError, ValueError, HFValidationError) as error:
+        raise InputError(f"{failed}: {_reason(error)}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+            raise
+        raise InputError(f"{failed}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_weights_file(path: Path) -> Any:

@@ -18,7 +18,11 @@ from diffusers import FlowMapEulerDiscreteScheduler
 from mfkit.artifacts.artifact import Artifact
 from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors, writer_lock
 from mfkit.artifacts.json_files import parse, read_json
+from mfkit.config.settings import SampleSettings
+from mfkit.data.grid import write_grid
 from mfkit.errors import InputError, OutputError, UsageError
+from mfkit.flow.random import Draws
+from mfkit.inference.sampler import sampler_of
 from mfkit.interop.exported import Exported
 from mfkit.interop.model_card import model_card
 from mfkit.interop.pipeline import MeanFlowPipeline
@@ -28,18 +32,20 @@ from mfkit.models.dit import DIT_DH
 from mfkit.models.generator import parameter_count
 
 _INDEX = "model_index.json"
-_WRITTEN = {_INDEX, "README.md", "pipeline.py", "transformer", "decoder", "scheduler"}
+_WRITTEN = {_INDEX, "README.md", "grid.png", "pipeline.py", "transformer", "decoder", "scheduler"}
 
+_ROWS, _COLUMNS = 10, 8
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export_pipeline(
-    exported: Exported, folder: Path, *, fid: Path | None, variants: Sequence[str], overwrite: bool
+    exported: Exported, folder: Path, *, fid: Path | None, variants: Sequence[str], license: str | None, overwrite: bool
 ) -> str:
     """Writes ``folder``, for diffusers' ``DiffusionPipeline.from_pretrained`` with ``trust_remote_code=True``.
 
     :param fid: what ``mfkit fid`` printed for this student's images, for the model card.
     :param variants: half precisions of the weights beside float32.
+    :param license: for the model card, as the hub names it.
     :returns: the line for standard output.
     """
     student = exported.student
@@ -55,11 +61,22 @@ def export_pipeline(
     scheduler = FlowMapEulerDiscreteScheduler(shift=1.0)
     pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), scheduler, names)
     image_size = exported.autoencoder.config.image_size
-    card = model_card(student, parameter_count(exported.network), image_size, evaluation)
+    card = model_card(student, parameter_count(exported.network), image_size, evaluation, license)
     with _atomic_folder(folder, overwrite) as partial:
         _save(pipeline, partial, variants)
+        write_grid(partial / "grid.png", _drawn(exported), _COLUMNS)
         (partial / "README.md").write_text(card)
     return str(folder)
+
+
+@torch.no_grad()
+def _drawn(exported: Exported) -> torch.Tensor:
+    """Images of up to ten classes, a row each, in one evaluation."""
+    student = exported.student
+    labels = torch.arange(min(_ROWS, student.num_classes)).repeat_interleave(_COLUMNS)
+    noise = Draws(0, "sample", range(len(labels))).normal("noise", student.latent_shape)
+    sampler = sampler_of(exported.network, SampleSettings(nfe=1), student.description.time_shift)
+    return exported.autoencoder.decode(sampler(noise, labels))
 
 
 def _save(pipeline: MeanFlowPipeline, folder: Path, variants: Sequence[str]) -> None:

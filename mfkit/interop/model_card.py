@@ -2,24 +2,40 @@
 
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from mfkit.artifacts.artifact import Record
 from mfkit.artifacts.inspect import command_chain
 from mfkit.models.files import GeneratorFile
 
+_NAMES = {
+    "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
+    "recall": "recall",
+}  # fmt: skip
 _CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
 
 
-def model_card(student: GeneratorFile, parameters: int, image_size: int, evaluation: dict[str, Any] | None) -> str:
-    """Markdown, with the hub's header.
+_TAGS = ["image-generation", "class-conditional", "mean-flow", "one-step"]
+
+
+def model_card(
+    student: GeneratorFile, parameters: int, image_size: int, evaluation: dict[str, Any] | None, license: str | None
+) -> str:
+    """Markdown, with the hub's header; it shows ``grid.png``, which lies beside it.
 
     :param evaluation: what ``mfkit fid`` printed for images of this student; None where nothing was measured.
+    :param license: as the hub names it; None where none is given.
     """
+    header = ModelCardData(
+        library_name="diffusers", license=license, pipeline_tag="unconditional-image-generation", tags=_TAGS,
+        model_name=student.path.stem, eval_results=_results(evaluation) if evaluation else None,
+    )  # fmt: skip
     provenance, class_names = student.artifact.provenance, student.description.class_names
     records = command_chain(student.artifact)
     channels, height, width = student.latent_shape
     versions = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
     parts = [
-        "---\nlibrary_name: diffusers\ntags:\n- image-generation\n- class-conditional\n- mean-flow\n- one-step\n---",
+        f"---\n{header.to_yaml()}\n---",
         f"# One-step images of {len(class_names)} classes, {image_size} x {image_size}",
         "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
         f"{parameters / 1e6:.1f} million parameters on latents of {channels} x {height} x {width}, and their decoder. "
@@ -28,6 +44,8 @@ def model_card(student: GeneratorFile, parameters: int, image_size: int, evaluat
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
         'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)\n'
         "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
+        "![Images of each class, in one evaluation](grid.png)",
+        "## Licence\n\n" + (license or "None is given. Ask whoever made this before you use it or pass it on."),
         "## Trained on\n\n" + _images(records),
         "## Made by\n\n```sh\n"
         + "\n".join(record.command for record in records)
@@ -37,6 +55,21 @@ def model_card(student: GeneratorFile, parameters: int, image_size: int, evaluat
         "## Classes\n\n" + ", ".join(f"{number}: {name}" for number, name in enumerate(class_names)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _results(measured: dict[str, Any]) -> list[EvalResult]:
+    """The figures, for the hub's index of models, with the protocol of each."""
+    protocol = {"features": measured.get("features"), "resize": measured.get("resize")}
+    protocol |= {name: measured["samples"].get(name) for name in _CONDITIONS}
+    return [
+        EvalResult(
+            task_type="unconditional-image-generation", dataset_type="images",
+            dataset_name=str(measured["reference"].get("location")), metric_type=name, metric_name=label,
+            metric_value=measured[name], metric_args={key: one for key, one in protocol.items() if one is not None},
+        )
+        for name, label in _NAMES.items()
+        if measured.get(name) is not None
+    ]  # fmt: skip
 
 
 def _images(records: list[Record]) -> str:
@@ -59,11 +92,7 @@ def _trained_by(spaces: list[dict[str, Any]]) -> str:
 def _measured(measured: dict[str, Any] | None) -> str:
     if measured is None:
         return "Nothing. `mfkit fid` measures it."
-    names = {
-        "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
-        "recall": "recall",
-    }  # fmt: skip
-    lines = [f"- {label}: {measured[name]:.4g}" for name, label in names.items() if name in measured]
+    lines = [f"- {label}: {measured[name]:.4g}" for name, label in _NAMES.items() if name in measured]
     if "inception_score" in measured:
         score = measured["inception_score"]
         lines.append(f"- Inception Score: {score['mean']:.4g} ± {score['std']:.2g}")
