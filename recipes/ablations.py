@@ -157,6 +157,7 @@ def _answers(out: Path, questions: Mapping[str, Question], folders: Mapping[Path
         text += f"### {question.title}\n\n" + table(heading, figures, norms) + "\n"
         if key == "weight":
             text += _rows_table([_gradients_by_rows(folder) for folder in folders]) + "\n"
+            text += _first_steps(list(folders)) + "\n"
         logs = {name: _log(runs[0][0] / model) for model, name in question.models.items()} if question.logs else {}
         _picture(out / f"ablation-{key}.png", question.title, figures, logs)
     return text
@@ -164,6 +165,11 @@ def _answers(out: Path, questions: Mapping[str, Question], folders: Mapping[Path
 
 WEIGHTS = {"p = 0": (0.0, 1e-3), "p = 0.5": (0.5, 1e-3), "p = 1": (1.0, 1e-3), "p = 1, eps 5.12": (1.0, 5.12)}
 """Exponent and eps of the weight of a row, 1 / (||error||^2 + eps)^p."""
+STARTS = {
+    "cmt": "mid-trained",
+    "ablations/weight-1": "distilled from it, p = 1",
+    "ablations/from-teacher-1e-3": "50 steps from the teacher, p = 1",
+}
 ROWS = 256
 
 
@@ -174,7 +180,7 @@ def _gradients_by_rows(folder: Path) -> dict[str, dict[str, float]]:
     latents = read_batch(dataset, list(range(ROWS)))
     teacher = frozen_velocity(open_generator(folder / "teacher.safetensors").network, torch.device("cpu"))
     found = {}
-    for model, name in {"cmt": "mid-trained", "ablations/weight-1": "distilled, p = 1"}.items():
+    for model, name in STARTS.items():
         file = open_generator(folder / f"{model}.safetensors")
         models = Models(file.network, file.network, teacher)
         draws = Draws(1000, "rows", list(range(ROWS)))
@@ -206,6 +212,16 @@ def _loss(
     return objective.loss(models, replace(points.take(rows), longer=inner))
 
 
+def _first_steps(folders: list[Path]) -> str:
+    """The gradient's norm in a distillation from the teacher: of the first step, and the mean of the 49 after."""
+    lines = [["from the teacher, p = 1", "gradient norm, step 1", "steps 2 to 50"], ["---"] * 3]
+    for eps in ("1e-3", "5.12"):
+        norms = [[line["grad_norm"] for line in _log(folder / f"ablations/from-teacher-{eps}")] for folder in folders]
+        cells = [spread([run[0] for run in norms], "{:.1f}"), spread([mean(run[1:]) for run in norms], "{:.1f}")]
+        lines.append([f"eps {eps}", *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _rows_table(runs: list[dict[str, dict[str, float]]]) -> str:
     heads = ["rows", "norm of the error squared, median", *(f"gradient norm, {weight}" for weight in WEIGHTS)]
     lines = [heads, ["---"] * len(heads)]
@@ -235,14 +251,17 @@ def _picture(path: Path, title: str, figures: dict[str, list[Figures]], logs: di
         spreads = [stdev(some) if len(some) > 1 else 0 for some in values]
         axes.barh(list(figures), [mean(some) for some in values], xerr=spreads)
         axes.invert_yaxis()
-        axes.set(title=f"Fréchet distance, {COLUMNS[key][0]}", xlim=(0, None))
+        axes.set(title=f"Fréchet distance, {COLUMNS[key][0]}", xscale="log")
+        axes.grid(axis="x", alpha=0.3)
+    panels[1].set_yticklabels([])
     for axes, (key, named) in zip(
         panels[2:], {"mse": "squared error", "grad_norm": "gradient norm"}.items(), strict=False
     ):
         for name, lines in logs.items():
             axes.plot([line["step"] for line in lines], [line[key] for line in lines], label=name)
         axes.set(title=named, xlabel="step", yscale="log")
-        axes.legend()
+    if logs:
+        panels[-1].legend(fontsize=8)
     figure.savefig(path, dpi=100)
 
 

@@ -111,6 +111,9 @@ weights() {
     local p
     for p in 0 0.5 1; do distilled weight-$p --norm-p $p; done
     distilled weight-1-large-eps --norm-p 1 --norm-eps 5.12
+    # From the teacher itself, whose rows with r = t are exact: what p = 1 makes of them.
+    distilled from-teacher-1e-3 --init ../teacher.safetensors --norm-p 1 --steps 50 --log-every 1
+    distilled from-teacher-5.12 --init ../teacher.safetensors --norm-p 1 --norm-eps 5.12 --steps 50 --log-every 1
 }
 
 # 7: guidance of the teacher, on it and on the student of its trajectories.

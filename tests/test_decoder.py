@@ -179,6 +179,23 @@ def test_a_new_decoder_for_the_latents_of_another(mfkit, chain: Path, tmp_path: 
     failed(mfkit(TRAIN.format("x") + " --keep-latents"), 2, "--keep-latents is for the RAE that --encoder names")
 
 
+def test_a_new_decoder_has_preset_and_patches_of_the_old(mfkit, chain: Path) -> None:
+    """From a folder of images, which does not tell them; another preset can be asked for."""
+
+    def settings(options: str) -> dict:
+        done = mfkit(
+            f"train-rae {chain}/samples --encoder {chain}/rae.safetensors -o x.safetensors --dry-run {options}"
+        )
+        assert done.code == 0, done.err
+        return json.loads(done.out)["settings"]
+
+    old = settings("--preset digits")
+    for options in ("--keep-latents", "", "--keep-latents --preset small"):
+        found = settings(options)
+        assert found["perceptual"] == old["perceptual"] == "none" and found["patch"] == 8 and found["image_size"] == 32
+        assert (found["optimizer"], found["learning_rate"]) == (old["optimizer"], old["learning_rate"])
+
+
 def test_what_cannot_be(mfkit, tmp_path: Path) -> None:
     train = TRAIN.format("x")
     for option, code, words in (

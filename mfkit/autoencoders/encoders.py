@@ -50,6 +50,12 @@ def open_encoder(encoder: str, side: int, *, size: int = 0, weights: str | None 
     return file.encoder(size or file.network_config.encoder_size)
 
 
+def is_rae(encoder: str) -> bool:
+    """Whether :func:`open_encoder` takes it for an RAE's file."""
+    path = Path(encoder)
+    return path.suffix == ".safetensors" and path.is_file() and not has_hub_config(path)
+
+
 def open_trunk(name: str) -> Encoder:
     """A pre-trained encoder at the size that it was made for.
 

@@ -1,5 +1,6 @@
 """``mfkit train-rae``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,7 +54,8 @@ def train_rae(
     """
     from dataclasses import replace
 
-    from mfkit.autoencoders.encoders import TINY
+    from mfkit.autoencoders.encoders import TINY, is_rae
+    from mfkit.autoencoders.rae import RAEFile
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
     from mfkit.errors import UsageError
@@ -64,7 +66,12 @@ def train_rae(
     except ValueError as error:
         raise UsageError(f"--layers {layers}: give numbers, by commas") from error
     own: options.PresetName = "small" if encoder == TINY else "imagenet256"
-    preset = run.preset or ("digits" if images.partition(":")[0] == DIGITS else own)
+    made = RAEFile.open(Path(encoder)) if is_rae(encoder) else None
+    if made and keep_latents:  # another size has other latents
+        config = made.network_config
+        flags = {"image_size": config.image_size, "patch": config.image_size // config.side} | dict(flags)
+    recorded = "digits" if images.partition(":")[0] == DIGITS else made.preset if made else None
+    preset = run.preset or recorded or own
     settings = resolve(TrainingSettings, "train-rae", preset, flags)
     sizes = resolve(AutoencoderSettings, "train-rae", preset, flags)
     if not sizes.image_size:
