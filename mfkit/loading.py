@@ -5,11 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from mfkit.artifacts.artifact import open_artifact
+from mfkit.artifacts.pipeline_folder import component
 from mfkit.models.files import KINDS, open_generator
 
 
 def load(path: str | Path) -> nn.Module:
     """The network in a file that mfkit wrote, ready to use: evaluation mode, float32, on the CPU.
+
+    Of the folder of an exported pipeline it is the student.
 
     A teacher is called as ``net(z, t, y)`` and gives the velocity; a student as ``net(z, r, t, y)`` and gives the
     average velocity; an RAE has ``encode(images)`` and ``decode(latents)``.
@@ -17,7 +20,7 @@ def load(path: str | Path) -> nn.Module:
     :raises InputError: the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    if open_artifact(path).kind in KINDS:
+    if component(path, "transformer") or open_artifact(path).kind in KINDS:
         return open_generator(path).network
     from mfkit.autoencoders.files import open_autoencoder  # timm and diffusers take seconds to import
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 from typing import Any
 from venv import EnvBuilder
 
+import numpy as np
 import pytest
 import torch
 from conftest import close, failed, run, shell
@@ -155,6 +157,37 @@ def test_from_the_hub_and_only_where_it_is_trusted(found: dict[str, Any]) -> Non
     assert "trust_remote_code=True" in found["refused"]["code"]
 
 
+def test_mfkit_reads_the_folder_too(mfkit, place: Path, chain: Path, tmp_path: Path) -> None:
+    """As the student and the decoder that it was made of; never its code."""
+    shutil.copytree(place / "pipeline", tmp_path / "p")
+    for code in (tmp_path / "p").rglob("*.py"):
+        code.write_text("raise SystemExit('run')")
+    assert mfkit("sample p -n 6 --seed 4 -o a.npz").code == 0
+    assert mfkit(f"sample {chain}/mft.safetensors -n 6 --seed 4 -o b.npz").code == 0
+    drawn, exact = (np.load(name)["arr_0"] for name in ("a.npz", "b.npz"))
+    assert np.array_equal(drawn, exact)
+    assert mfkit(f"decode {chain}/latents --rae p -o c.npz").code == 0
+    more = f"bootstrap --init p --latents {chain}/latents --steps 1 --batch-size 8 -o s.safetensors"
+    assert mfkit(more).code == 0
+    assert "mfkit train-rae" in mfkit("inspect s.safetensors --script").out
+    failed(mfkit("encode digits:heldout --rae p --preset digits -o x"), 2, "has a decoder alone")
+    assert sum(value.numel() for value in package.load("p").state_dict().values()) > 1000
+
+
+def test_a_model_on_the_hub_is_a_model(place: Path, chain: Path, tmp_path: Path) -> None:
+    with serving() as hub:
+        hub.add("someone/digits", place / "pipeline")
+        environment = hub.environment(tmp_path / "hub")
+        done = shell("mfkit sample hf://someone/digits@main -n 6 --seed 4 -o a.npz", tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+        assert not any(request.endswith(".py") for request in hub.requests)
+        gone = shell("mfkit sample hf://someone/nothing -n 6 -o x.npz", tmp_path, **environment)
+        assert gone.returncode == 3 and "hf://someone/nothing cannot be downloaded" in gone.stderr
+    drawn = shell(f"mfkit sample {chain}/mft.safetensors -n 6 --seed 4 -o b.npz", tmp_path)
+    assert drawn.returncode == 0
+    assert np.array_equal(*(np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")))
+
+
 def test_the_transformer_has_the_released_names(place: Path, chain: Path) -> None:
     held = load_file(place / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
     plain = load_file(chain / "mft.safetensors")
@@ -240,6 +273,9 @@ def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path, without_mfkit: Any) -> Non
         "torch.save([draw('latent'), draw('pt')], 'drawn.pt')",
         tmp_path,
     )
+    for model in ("mf.safetensors", "pipeline"):
+        assert mfkit(f"sample {model} -n 3 -o {model[:2]}.npz").code == 0
+    assert np.array_equal(*(np.load(tmp_path / name)["arr_0"] for name in ("mf.npz", "pi.npz")))
     latents, image = torch.load(tmp_path / "drawn.pt")
     with torch.no_grad():
         close(image, (vae.eval().decode(latents / 0.2).sample / 2 + 0.5).clamp(0, 1).double())

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.pipeline_folder import component
 from mfkit.autoencoders.autoencoder import AutoencoderFile
+from mfkit.autoencoders.decoder_folder import DecoderFile
 from mfkit.autoencoders.rae import RAEFile
 from mfkit.autoencoders.vae import VAEFile
 from mfkit.errors import InputError
@@ -11,6 +13,7 @@ from mfkit.errors import InputError
 AUTOENCODERS: tuple[type[AutoencoderFile], ...] = (
     RAEFile,
     VAEFile,
+    DecoderFile,
 )
 ROLE = "rae"
 """What provenance calls the autoencoder of latents, of generators and of images."""
@@ -23,6 +26,7 @@ def open_autoencoder(path: Path) -> AutoencoderFile:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    path = component(path, "decoder") or path
     for kind in AUTOENCODERS:
         if kind.matches(path):
             return kind.open(path)

@@ -201,7 +201,7 @@ class Subcommand:
             for parameter, kind in groups.items():
                 values[parameter] = kind(**{item.name: values.pop(item.name) for item in fields(kind)})
             with one_line_errors([item.name for item in parameters]):  # inside typer, which has its own way with Ctrl-C
-                result = function(**values)
+                result = function(**{key: _fetched(value) for key, value in values.items()})
                 if result is not None and typed.get("dry_run") and typed.get("format") == "toml":
                     result = _resolved(name, result, typed, flags, (*objectives.values(), *self.settings))
                 if result is not None and is_main_process():
@@ -245,6 +245,15 @@ def _resolved(
     plain = {name: value for name, value in typed.items() if name not in ("dry_run", "format")}
     whole = {name: str(value) if isinstance(value, Path) else value for name, value in (plain | settings).items()}
     return as_toml(command, {name: value for name, value in whole.items() if value not in (None, [], ())})
+
+
+def _fetched(value: Any) -> Any:
+    """The local copy of a file or folder that is named as ``hf://owner/repo[@revision][/path]``; else the value."""
+    if not isinstance(value, Path) or value.parts[:1] != ("hf:",):
+        return value
+    from mfkit.formats.hub import HUB, WEIGHT_SUFFIXES, resolve
+
+    return resolve(HUB + "/".join(value.parts[1:]), folder=value.suffix not in WEIGHT_SUFFIXES)
 
 
 def _is_group(annotation: Any) -> bool:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mfkit.artifacts.json_files import read_json
+from mfkit.artifacts.pipeline_folder import WEIGHTS
 from mfkit.errors import InputError
 
 _CONFIG = "config.json"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-FILES = (_CONFIG, _WEIGHTS)
+FILES = (_CONFIG, WEIGHTS)
 
 
 def class_name(folder: Path) -> str | None:
@@ -23,9 +23,9 @@ def open_folder(folder: Path, kind: str) -> tuple[dict[str, Any], Path]:
     if found != kind:
         held = f"a diffusers {found}" if found else "no diffusers model"
         raise InputError(f"{folder} holds {held}; expected: {kind}")
-    file = folder / _WEIGHTS
+    file = folder / WEIGHTS
     if not file.is_file():
-        raise InputError(f"{folder} has no {_WEIGHTS}")
+        raise InputError(f"{folder} has no {WEIGHTS}")
     return _config(folder), file
 
 

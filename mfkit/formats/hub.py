@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
+from mfkit.artifacts.pipeline_folder import INDEX
 from mfkit.artifacts.safetensors_files import read_tensors
 from mfkit.errors import DECODING_ERRORS, InputError, UsageError, is_out_of_memory
 from mfkit.formats import diffusers_folder
 
 HUB = "hf://"
 WEIGHT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+_PARTS = [INDEX, *(f"{part}/{name}" for part in ("transformer", "decoder") for name in diffusers_folder.FILES)]
+"""Of a pipeline's folder: none of its code, which mfkit does not run."""
 _REFERENCE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
 
 
@@ -45,7 +48,7 @@ def _download(source: str, repo: str, revision: str | None, path: str, folder: b
     with _hub_errors(f"{source} cannot be downloaded"):
         if not folder:
             return Path(hf_hub_download(repo, path, revision=revision))
-        patterns = [f"{path}/{name}".lstrip("/") for name in diffusers_folder.FILES]
+        patterns = [f"{path}/{name}".lstrip("/") for name in (*diffusers_folder.FILES, *_PARTS)]
         found = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / path
     if not found.is_dir():
         raise InputError(f"{source} is not a folder of that repository")

@@ -8,20 +8,26 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler
 
-from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.artifact import Artifact, InputRecord, Provenance
 from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors, writer_lock
 from mfkit.artifacts.json_files import parse, read_json
+from mfkit.artifacts.network_weights import save_network
+from mfkit.artifacts.pipeline_folder import INDEX, WEIGHTS
+from mfkit.autoencoders.decoder_folder import KIND as DECODER
+from mfkit.autoencoders.files import ROLE
+from mfkit.autoencoders.rae_decoder import DecoderConfig, RAELatentDecoder
 from mfkit.config.settings import SampleSettings
 from mfkit.data.grid import write_grid
 from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.flow.random import Draws
+from mfkit.formats.diffusers_folder import folder_digest
 from mfkit.inference.sampler import sampler_of
 from mfkit.interop.exported import Exported
 from mfkit.interop.model_card import model_card
@@ -31,8 +37,7 @@ from mfkit.interop.transformer import MeanFlowTransformer
 from mfkit.models.dit import DIT_DH
 from mfkit.models.generator import parameter_count
 
-_INDEX = "model_index.json"
-_WRITTEN = {_INDEX, "README.md", "grid.png", "pipeline.py", "transformer", "decoder", "scheduler"}
+_WRITTEN = {INDEX, "README.md", "grid.png", "pipeline.py", "transformer", "decoder", "scheduler"}
 
 _ROWS, _COLUMNS = 10, 8
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -64,6 +69,7 @@ def export_pipeline(
     card = model_card(student, parameter_count(exported.network), image_size, evaluation, license)
     with _atomic_folder(folder, overwrite) as partial:
         _save(pipeline, partial, variants)
+        _describe(exported, pipeline, partial)
         write_grid(partial / "grid.png", _drawn(exported), _COLUMNS)
         (partial / "README.md").write_text(card)
     return str(folder)
@@ -94,11 +100,29 @@ def _save(pipeline: MeanFlowPipeline, folder: Path, variants: Sequence[str]) -> 
         for name in ("transformer", "decoder"):
             half = torch.nn.Module.to(deepcopy(pipeline.components[name]), _VARIANTS[variant])  # ModelMixin's warns
             half.save_pretrained(folder / name, variant=variant)
-    index = read_json(folder / _INDEX)
+    index = read_json(folder / INDEX)
     index["_class_name"] = _write_class(folder / "pipeline.py", type(pipeline))
     for name, component in components.items():
         index[name] = _write_class(folder / name / f"{name}.py", type(component))
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _describe(exported: Exported, pipeline: MeanFlowPipeline, folder: Path) -> None:
+    """Writes the weights again with what their files say of themselves, so that mfkit takes the folder for them."""
+    student, file = exported.student.artifact, exported.autoencoder_file
+    decoder, digest = folder / "decoder", file.artifact.digest
+    if isinstance(pipeline.decoder, RAELatentDecoder):
+        sizes = {name: pipeline.decoder.config[name] for name in DecoderConfig.__dataclass_fields__}
+        described = {"rae": digest, "latents_of": file.latents_of}
+        save_network(decoder / WEIGHTS, pipeline.decoder, DECODER, sizes, described, Provenance())
+    else:
+        digest = folder_digest(decoder)
+    inputs = student.inputs | {ROLE: InputRecord("../decoder", file.kind, digest)}
+    own = {name: value for name, value in student.config.items() if name != "network"}
+    save_network(
+        folder / "transformer" / WEIGHTS, pipeline.transformer, student.kind, student.config["network"], own,
+        replace(student.provenance, inputs=inputs),
+    )  # fmt: skip
 
 
 def _write_class(path: Path, written: type) -> list[str]:
@@ -167,5 +191,5 @@ def _claim(folder: Path, overwrite: bool) -> None:
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if held or (folder.exists() and not folder.is_dir()):
         check_replaceable(folder, overwrite=overwrite)
-        if _INDEX not in held or held - _WRITTEN:
+        if INDEX not in held or held - _WRITTEN:
             raise OutputError(f"{folder} is not what mfkit export writes, so --overwrite does not remove it")

@@ -1,19 +1,22 @@
 """Generators in files: opened once, with all that it takes to build their network."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mfkit.artifacts.artifact import Artifact, Provenance, open_artifact
 from mfkit.artifacts.json_files import parse
 from mfkit.artifacts.network_weights import build_for, load_weights, save_network
+from mfkit.artifacts.pipeline_folder import PREFIX, WEIGHTS, component
 from mfkit.artifacts.safetensors_files import read_tensors
 from mfkit.config.presets import PresetName
 from mfkit.errors import InputError
 from mfkit.models.architectures import ARCHITECTURES
 from mfkit.models.generator import Architecture, Generator, GeneratorKind
 
+T = TypeVar("T")
 KINDS: tuple[GeneratorKind, ...] = ("teacher", "student")
 
 
@@ -63,19 +66,20 @@ class GeneratorFile:
     def network(self) -> Generator:
         """The network with its weights, read once: evaluation mode, float32, on the CPU."""
         assert self.artifact.header is not None
-        network = build_for(
-            lambda: self.architecture.build(self.kind, self.network_config), self.artifact.header.shapes, self.path
-        )
-        load_weights(network, read_tensors(self.path), self.path)
+        shapes = _own_names(self.artifact.header.shapes)
+        network = build_for(lambda: self.architecture.build(self.kind, self.network_config), shapes, self.path)
+        load_weights(network, _own_names(read_tensors(self.path)), self.path)
         return network.eval()
 
 
 def open_generator(path: Path, *kinds: GeneratorKind) -> GeneratorFile:
-    """Opens a teacher's or student's file; its weights are read when they are asked for.
+    """Opens a teacher's or student's file, or a pipeline's folder; its weights are read when they are asked for.
 
     :param kinds: those wanted; any generator by default.
     :raises InputError: the file is missing, damaged or of another kind.
     """
+    folder = component(path, "transformer")
+    path = folder / WEIGHTS if folder else path
     artifact = open_artifact(path, kinds=kinds or KINDS)
     description = parse(GeneratorDescription, artifact.config, path)
     name = description.network.get("architecture")
@@ -88,6 +92,12 @@ def open_generator(path: Path, *kinds: GeneratorKind) -> GeneratorFile:
         names = len(description.class_names)
         raise InputError(f"{path} is damaged: it names {names} classes, its network has {config.num_classes}")
     return GeneratorFile(artifact, description, architecture, config)
+
+
+def _own_names(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Without what a pipeline's component puts before them."""
+    of_pipeline = all(name.startswith(PREFIX) for name in tensors)
+    return {name.removeprefix(PREFIX) if of_pipeline else name: value for name, value in tensors.items()}
 
 
 def save_generator(
