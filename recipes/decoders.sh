@@ -34,8 +34,8 @@ judged() {
 }
 
 plain() {
-    decoder l1
-    decoder adversary --discriminator encoder
+    decoder l1 --perceptual none
+    decoder adversary --perceptual none --discriminator encoder
 }
 by_layers() {
     decoder layers --perceptual encoder
