@@ -39,7 +39,7 @@ def main(out: Path, emoji: Path | None) -> None:
     text = _table(f"{len(seeds)} seeds", DECODERS, seeds, "digits:heldout")
     _picture(out / "decoders.png", DECODERS, seeds[0], "digits:heldout")
     if emoji:
-        decoders = {"recipe": "of emoji.sh: L1, 3,000 steps"} | DECODERS
+        decoders = {"recipe": "of emoji.sh"} | DECODERS
         folder, held_out = emoji / "decoders", str(emoji / "images/heldout")
         text += "\n" + _table("emoji, one seed", decoders, [folder], held_out)
         _picture(out / "decoders-emoji.png", decoders, folder, held_out)

@@ -34,11 +34,11 @@ judged() {
 }
 
 plain() {
-    decoder l1 --perceptual none
+    decoder l1 --perceptual none --discriminator none
     decoder adversary --perceptual none --discriminator encoder
 }
 by_layers() {
-    decoder layers --perceptual encoder
+    decoder layers --perceptual encoder --discriminator none
     decoder both --perceptual encoder --discriminator encoder
 }
 

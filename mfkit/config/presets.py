@@ -109,8 +109,10 @@ _DIGITS = Preset(
 
 _SMALL_IMAGES_CHANGES: dict[str, dict[str, Any]] = {
     # A decoder that has seen more noise leaves fewer seams between the tokens of a generated latent.
-    # The encoder's layers make colour pictures sharper and nearer: recipes/README.md, Decoders.
-    "train-rae": dict(steps=1200, pretrain_steps=400, image_size=0, noise_tau=0.8, perceptual="encoder"),
+    # The encoder's layers and a discriminator on it make colour pictures sharper: recipes/README.md, Decoders.
+    "train-rae": dict(
+        steps=1200, pretrain_steps=400, image_size=0, noise_tau=0.8, perceptual="encoder", discriminator="encoder"
+    ),
     # At the digits' 5e-3, activations of a single emoji near t = 0 overflowed after 1,872 steps.
     "train-teacher": dict(steps=4000, learning_rate=2e-3, final_learning_rate=2e-5),
     "trajectories": dict(solver_steps=12),
