@@ -190,7 +190,7 @@ def test_a_new_decoder_has_preset_and_patches_of_the_old(mfkit, chain: Path) -> 
         return json.loads(done.out)["settings"]
 
     old = settings("--preset digits")
-    for options in ("--keep-latents", "", "--keep-latents --preset small"):
+    for options in ("--keep-latents", ""):
         found = settings(options)
         assert found["perceptual"] == old["perceptual"] == "none" and found["patch"] == 8 and found["image_size"] == 32
         assert (found["optimizer"], found["learning_rate"]) == (old["optimizer"], old["learning_rate"])

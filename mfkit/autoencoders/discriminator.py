@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mfkit.autoencoders.encoder import Encoder
+from mfkit.autoencoders.encoder import Encoder, quarters
 from mfkit.flow.random import Draws
 
 _GROUP = 8
@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
         self._library, self._size = trunk.library, trunk.size
         self.trunk = trunk.network.eval().requires_grad_(False)
         depth = trunk.library.depth(trunk.network)
-        self._taps = [depth * (quarter + 1) // 4 - 1 for quarter in range(4)]
+        self._taps = quarters(depth)
         channels, _, _ = trunk.latent_shape()
         self.heads = nn.ModuleList(_head(channels) for _ in range(len(self._taps) + 1))
         for name, values in (("mean", trunk.mean), ("std", trunk.std)):

@@ -55,6 +55,11 @@ class EncoderLibrary(Protocol):
         """A pre-trained encoder: with published weights, or those of a local file."""
 
 
+def quarters(depth: int) -> list[int]:
+    """The last layer of each quarter of so many, counted from 0; fewer than four of fewer layers."""
+    return sorted({max(0, depth * (quarter + 1) // 4 - 1) for quarter in range(4)})
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A vision encoder with its weights, and how to build it again."""

@@ -15,7 +15,7 @@ from mfkit.artifacts.json_files import parse
 from mfkit.artifacts.network_weights import build_for, load_weights, save_network, shapes_of
 from mfkit.artifacts.safetensors_files import read_tensors
 from mfkit.autoencoders.autoencoder import Autoencoder, AutoencoderFile
-from mfkit.autoencoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from mfkit.autoencoders.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, quarters
 from mfkit.autoencoders.encoders import DEFAULT, LIBRARIES
 from mfkit.autoencoders.rae_decoder import DecoderConfig, RAELatentDecoder, decode_patches, new_decoder
 from mfkit.config.presets import PresetName
@@ -87,8 +87,7 @@ class RAE(Autoencoder):
 
     def quarter_layers(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, S, S) in [0, 1] to the tokens (B, C, H, W) of the last layer of each quarter of the encoder."""
-        depth = self._library.depth(self.encoder)
-        layers = sorted({max(0, depth * (quarter + 1) // 4 - 1) for quarter in range(4)})
+        layers = quarters(self._library.depth(self.encoder))
         return self._library.layer_tokens(self.encoder, self.encoder_input(images), layers)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from mfkit.errors import UsageError
     examples="""
     mfkit export mft.safetensors -o pipeline/
     mfkit export mft.safetensors --fid fid.json --variants fp16 -o pipeline/
-    mfkit export mft.safetensors -o pipeline/ --license apache-2.0 --push me/digits
+    mfkit export mft.safetensors -o pipeline/ --license mit --push me/digits
     mfkit export mft.safetensors --format onnx -o mft.onnx
     """,
 )  # fmt: skip
