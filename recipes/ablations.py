@@ -48,6 +48,12 @@ class Question:
     """Whether the picture shows loss and gradient norm over the steps besides."""
 
 
+def _guided(ways: Mapping[str, str]) -> dict[str, str]:
+    """The teacher, then the mid-trained student of its trajectories, each in all ways."""
+    models = {"ends": "teacher", "cmt": "mid-trained"}
+    return {f"ablations/{model}-{way}": f"{name}, {how}" for model, name in models.items() for way, how in ways.items()}
+
+
 QUESTIONS = {
     "start": Question(
         "1. Distilling from random weights, the teacher's, the mid-trained student's",
@@ -103,31 +109,27 @@ QUESTIONS = {
     ),  # fmt: skip
     "guidance": Question(
         "7. Guidance: the teacher, and the mid-trained student of its trajectories",
-        {
-            f"ablations/{model}-{of}": f"{name}, {how}"
-            for model, name in {"ends": "teacher", "cmt": "mid-trained"}.items()
-            for of, how in {
+        _guided(
+            {
                 "d": "without",
                 "guided-1.5": "W = 1.5",
                 "guided-2.5": "W = 2.5",
                 "guided-2.5-inside": "W = 2.5 in [0.1, 0.9]",
-            }.items()
-        },
+            }
+        ),
     ),
 }
 OF_EMOJI = {
     "guidance-emoji": Question(
         "7. The same of emoji",
-        {
-            f"ablations/{model}-{of}": f"{name}, {how}"
-            for model, name in {"ends": "teacher", "cmt": "mid-trained"}.items()
-            for of, how in {
+        _guided(
+            {
                 "guided-1": "without",
                 "guided-2": "W = 2",
                 "guided-2-inside": "W = 2 in [0.1, 0.95]",
                 "guided-4": "W = 4",
-            }.items()
-        },
+            }
+        ),
     ),
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from mfkit.errors import UsageError
+from mfkit.setting import Settings, settings_of
 
 _FILES = re.compile(r"--config(=.*)?|--preset(=.*\.toml)?")
 
@@ -51,6 +52,20 @@ def with_config(command: Any, ctx: Any, arguments: list[str], commands: Collecti
     whole = [*options, *typed, *positional]
     sys.argv[1:] = [ctx.info_name, *whole]
     return whole
+
+
+def resolved_as_toml(
+    command: str, described: str, typed: Mapping[str, Any], flags: Collection[str], kinds: Collection[type[Settings]]
+) -> str:
+    """What a dry run described, as a file for ``--config``: what was typed, and every setting that it resolved."""
+    settings = {name: value for name, value in json.loads(described)["settings"].items() if name in flags}
+    only = {item.name: item.metadata["only"] for kind in kinds for item in settings_of(kind) if item.metadata["only"]}
+    for name, (other, value) in only.items():
+        if settings.get(other) != value:
+            settings.pop(name, None)
+    plain = {name: value for name, value in typed.items() if name not in ("dry_run", "format")}
+    whole = {name: str(value) if isinstance(value, Path) else value for name, value in (plain | settings).items()}
+    return as_toml(command, {name: value for name, value in whole.items() if value not in (None, [], ())})
 
 
 def as_toml(command: str, values: Mapping[str, Any]) -> str:

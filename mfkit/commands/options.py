@@ -4,8 +4,7 @@ Only the standard library and typer are imported here, so that help answers at o
 """
 
 import inspect
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from mfkit.commands.config_file import as_toml, with_config
+from mfkit.commands.config_file import resolved_as_toml, with_config
 from mfkit.commands.console import is_main_process, leave_process_group, one_line_errors, set_verbosity
-from mfkit.commands.setting_options import choices_of, setting_option
+from mfkit.commands.setting_options import about, objective_option, setting_option
 from mfkit.config.presets import PRESETS, PresetName
 from mfkit.config.settings import OnError
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
-from mfkit.flow.objectives import Objective, Stage, objectives_of
+from mfkit.flow.objectives import Stage, objectives_of
 from mfkit.setting import Settings, settings_of
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ class Subcommand:
         for kind in (*groups.values(), Common, Messages):
             hints = get_type_hints(kind, include_extras=True)
             parameters += [_parameter(item.name, hints[item.name], item.default) for item in fields(kind)]
-        flags = {"objective": _objective_option(objectives)} if objectives else {}
+        flags = {"objective": objective_option(objectives)} if objectives else {}
         for kind in (*objectives.values(), *self.settings):
             hints = get_type_hints(kind)
             for item in settings_of(kind):
@@ -203,7 +202,7 @@ class Subcommand:
             with one_line_errors([item.name for item in parameters]):  # inside typer, which has its own way with Ctrl-C
                 result = function(**{key: _fetched(value) for key, value in values.items()})
                 if result is not None and typed.get("dry_run") and typed.get("format") == "toml":
-                    result = _resolved(name, result, typed, flags, (*objectives.values(), *self.settings))
+                    result = resolved_as_toml(name, result, typed, flags, (*objectives.values(), *self.settings))
                 if result is not None and is_main_process():
                     print(result, flush=True)
                 leave_process_group()
@@ -211,7 +210,7 @@ class Subcommand:
         run.__dict__["__signature__"] = inspect.Signature(parameters)
         run.__annotations__ = {item.name: item.annotation for item in parameters}
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        shelf = [(kind.name, _about(kind, self.stage)) for kind in objectives.values() if self.stage]
+        shelf = [(kind.name, about(kind, self.stage)) for kind in objectives.values() if self.stage]
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command(
             name, cls=_command_class(self.examples, shelf), no_args_is_help=True, context_settings=HELP_OPTIONS
@@ -233,20 +232,6 @@ def command(
     return lambda function: Subcommand(function, group, settings, examples, stage)
 
 
-def _resolved(
-    command: str, described: str, typed: Mapping[str, Any], flags: Collection[str], kinds: Collection[type[Settings]]
-) -> str:
-    """What a dry run described, as a file for ``--config``: what was typed, and every setting that it resolved."""
-    settings = {name: value for name, value in json.loads(described)["settings"].items() if name in flags}
-    only = {item.name: item.metadata["only"] for kind in kinds for item in settings_of(kind) if item.metadata["only"]}
-    for name, (other, value) in only.items():
-        if settings.get(other) != value:
-            settings.pop(name, None)
-    plain = {name: value for name, value in typed.items() if name not in ("dry_run", "format")}
-    whole = {name: str(value) if isinstance(value, Path) else value for name, value in (plain | settings).items()}
-    return as_toml(command, {name: value for name, value in whole.items() if value not in (None, [], ())})
-
-
 def _fetched(value: Any) -> Any:
     """The local copy of a file or folder that is named as ``hf://owner/repo[@revision][/path]``; else the value."""
     if not isinstance(value, Path) or value.parts[:1] != ("hf:",):
@@ -262,26 +247,6 @@ def _is_group(annotation: Any) -> bool:
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _objective_option(objectives: Mapping[str, type[Any]]) -> Any:
-    option = typer.Option(
-        help=f"Loss to train by: see Objectives.  [default: {next(iter(objectives))}]", metavar="NAME"
-    )
-    return Annotated[choices_of(objectives) | None, option]
-
-
-def _about(kind: type[Objective], stage: Stage) -> str:
-    objective = kind()
-    reads = kind.reads if kind.reads and objective.needs_latents else "no data"
-    parts = [
-        kind.summary,
-        f"reads {reads}{' by class' if objective.class_group else ''}",
-        f"{objective.forward_passes(stage):g} forward passes a row",
-        *([f"a case of {kind.variant_of}"] if kind.variant_of else []),
-        *(["experimental"] if kind.experimental else []),
-    ]
-    return "; ".join(parts)
 
 
 def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCommand]:

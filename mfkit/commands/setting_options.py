@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from mfkit.config.presets import PRESETS
-from mfkit.flow.objectives import Objective
+from mfkit.flow.objectives import Objective, Stage
 from mfkit.setting import Settings
 
 
@@ -57,6 +57,28 @@ def _presets(command: str, kind: type[Settings]) -> dict[str, dict[str, Any]]:
 
 def choices_of(names: Collection[str]) -> Any:
     return Literal[*names]
+
+
+def objective_option(objectives: Mapping[str, type[Any]]) -> Any:
+    """``--objective``, of those that a command offers."""
+    option = typer.Option(
+        help=f"Loss to train by: see Objectives.  [default: {next(iter(objectives))}]", metavar="NAME"
+    )
+    return Annotated[choices_of(objectives) | None, option]
+
+
+def about(kind: type[Objective], stage: Stage) -> str:
+    """An objective's line on the shelf: paper, data, cost, what it is a case of."""
+    objective = kind()
+    reads = kind.reads if kind.reads and objective.needs_latents else "no data"
+    parts = [
+        kind.summary,
+        f"reads {reads}{' by class' if objective.class_group else ''}",
+        f"{objective.forward_passes(stage):g} forward passes a row",
+        *([f"a case of {kind.variant_of}"] if kind.variant_of else []),
+        *(["experimental"] if kind.experimental else []),
+    ]
+    return "; ".join(parts)
 
 
 def _defaults(default: Any, presets: Mapping[str, Any]) -> str:

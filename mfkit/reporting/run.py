@@ -102,9 +102,9 @@ class Run:
         lines, rows = self.logs.get(name.removesuffix(".safetensors")), record.settings.get("batch_size")
         if not lines or not isinstance(rows, int):
             return None
-        begins = [0, *(line["step"] for line in lines)]
+        begins = [0, *(line["step"] for line in lines[:-1])]
         return sum(
             (line["step"] - begin) * rows / line["samples_per_second"]
-            for begin, line in zip(begins, lines, strict=False)
+            for begin, line in zip(begins, lines, strict=True)
             if line["samples_per_second"] > 0
         )
