@@ -318,6 +318,20 @@ def test_each_of_the_shelf_trains_by_one_flag(mfkit, chain: Path) -> None:
         assert len(values) == 2 and all(0 < value < 100 for value in values), name
 
 
+def test_a_teacher_goes_on_from_another(mfkit, chain: Path) -> None:
+    init = f"train-teacher {chain}/traj --objective reflow --init {chain}/teacher.safetensors"
+    trained(mfkit, f"{init} --learning-rate 0 --time-shift 3")
+    before, after = open_generator(chain / "teacher.safetensors"), open_generator(Path("out.safetensors"))
+    assert all(torch.equal(*pair) for pair in zip(before.network.parameters(), after.network.parameters(), strict=True))
+    assert after.description.time_shift == 3 != before.description.time_shift
+    assert after.artifact.inputs["init"].digest == before.artifact.digest
+    trained(mfkit, init)
+    assert open_generator(Path("out.safetensors")).description.time_shift == before.description.time_shift
+    trained(mfkit, f"distill --teacher out.safetensors --init {chain}/cmt.safetensors")  # by the latents of the first
+    failed(mfkit(f"{init} --model S -o x.safetensors"), 2, "--model: with --init")
+    failed(mfkit(f"{init} --classes 3 -o x.safetensors"), 2, "--classes: with --init")
+
+
 def test_what_has_no_teacher_no_latents_or_too_few_bits_is_refused(mfkit, chain: Path) -> None:
     bootstrap = f"bootstrap --init {chain}/cmt.safetensors -o x.safetensors"
     distill = f"distill --teacher {chain}/teacher.safetensors -o x.safetensors"
@@ -377,17 +391,19 @@ def late_student() -> AverageVelocityDiT:
 
 @pytest.mark.fast
 def test_a_student_with_a_late_r_takes_several_in_one_pass_of_its_encoder() -> None:
-    """The same values; and du/dr is nothing in the encoder, so that its blocks run once."""
+    """The same values; its encoder runs once, its head at the other r for the rows that are asked for."""
     network, passes = late_student(), []
-    network.blocks[0].register_forward_hook(lambda *a: passes.append("encoder"))
-    network.blocks[-1].register_forward_hook(lambda *a: passes.append("head"))
+    network.blocks[0].register_forward_hook(lambda _, given, out: passes.append(("encoder", len(out))))
+    network.blocks[-1].register_forward_hook(lambda _, given, out: passes.append(("head", len(out))))
     z, t, y = torch.randn(4, 8, 2, 2), torch.rand(4), torch.arange(4)
-    several = [t, t / 2, 0 * t]
-    one_by_one = torch.stack([network(z, r, t, y) for r in several])
+    rows = torch.tensor([0, 2, 3])
+    one_by_one = torch.stack([network(z, r, t, y)[rows] for r in (t / 2, 0 * t)])
     passes.clear()
-    together = network(z, torch.stack(several), t, y)
-    assert torch.allclose(together, one_by_one, atol=1e-6) and passes == ["encoder", "head", "head", "head"]
-    assert (together[0] - together[2]).abs().max() > 1e-3
+    u, others = network(z, t, t, y, rows, torch.stack([t[rows] / 2, 0 * t[rows]]))
+    assert passes == [("encoder", 4), ("head", 4), ("head", 3), ("head", 3)]
+    assert torch.allclose(u, network(z, t, t, y)) and torch.allclose(others, one_by_one, atol=1e-6)
+    assert u.requires_grad and not others.requires_grad
+    assert (others[0] - others[1]).abs().max() > 1e-3
 
 
 @pytest.mark.fast
@@ -446,12 +462,13 @@ def test_the_plan_knows_each_objective(mfkit) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("late_r", [False, True])
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 @pytest.mark.parametrize("kind", INTERVAL, ids=lambda kind: kind.name)
-def test_batches_of_one_kind_of_rows(kind: type[IntervalObjective], ratio: float) -> None:
+def test_batches_of_one_kind_of_rows(kind: type[IntervalObjective], ratio: float, late_r: bool) -> None:
     """All with r = t, or none, as a micro-batch of one row is: the network then sees no rows of the other kind."""
     network = late_student()
-    network.late_r = False
+    network.late_r = late_r
     draws = Draws(0, "distill", range(2))
     y = torch.zeros(2, dtype=torch.long)
     batch = Batch({"latent": torch.randn(2, 8, 2, 2)}, y, range(2), torch.zeros(2), draws, 1.0, (8, 2, 2))

@@ -8,7 +8,7 @@ for several r.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,16 +115,17 @@ class AverageVelocityDiT(_DiT, Student):
         student.load_state_dict(teacher.state_dict() | own)
         return student
 
-    def forward(self, z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """With ``late_r``, r may be (K, B); then u is (K, B, C, H, W), by one pass of the encoder."""
-        time = self.t_embedder(t)
-        if not self.late_r:
-            time = time + self.r_embedder(t - r)
-            return self._head(z, self._encode(z, time, y), time)
-        s = self._encode(z, time, y)
-        if r.ndim == 1:
-            return self._head(z, s, time + self.r_embedder(t - r))
-        return torch.stack([self._head(z, s, time + self.r_embedder(t - one)) for one in r])
+    def forward(
+        self, z: Tensor, r: Tensor, t: Tensor, y: Tensor, rows: Tensor | None = None, others: Tensor | None = None
+    ) -> Any:
+        time, interval = self.t_embedder(t), self.r_embedder(t - r)
+        s = self._encode(z, time if self.late_r else time + interval, y)
+        u = self._head(z, s, time + interval)
+        if others is None:
+            return u
+        with torch.no_grad():
+            z, s, t, time = (values[rows] for values in (z, s, t, time))
+            return u, torch.stack([self._head(z, s, time + self.r_embedder(t - other)) for other in others])
 
 
 DIT_DH = Architecture(

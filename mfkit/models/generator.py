@@ -44,7 +44,9 @@ class Student(Generator):
     kind: ClassVar[GeneratorKind] = "student"
 
     late_r: bool = False
-    """Whether ``forward`` takes several r at once, (K, B), at little more than the price of one."""
+    """Whether r reaches the last blocks alone. Then ``forward`` takes two more arguments, ``rows`` (M,), indices, and
+    ``others`` (K, M), other r of these rows, and returns u and what it is there, (K, M, C, H, W), without a gradient
+    and without the other blocks."""
 
     @classmethod
     def from_teacher(cls, teacher: Any, config: Any = None) -> Self:

@@ -41,16 +41,13 @@ class Points:
 
 
 def evaluate(models: Models, points: Points, *others: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """u (B, C, H, W) with its gradient, and what it is at other r, (M,) each, without: (M, C, H, W) on ``longer``.
-
-    A student whose r reaches its head alone takes them in one pass.
-    """
+    """u (B, C, H, W) with its gradient, and what it is at other r, (M,) each, without: (M, C, H, W) on ``longer``."""
     import torch
 
     p = points
     if others and getattr(models.unwrapped, "late_r", False):
-        u, *found = models.network(p.z, torch.stack([p.r, *(p.r.index_copy(0, p.longer, r) for r in others)]), p.t, p.y)
-        return u, [one.detach()[p.longer] for one in found]
+        u, found = models.network(p.z, p.r, p.t, p.y, p.longer, torch.stack(others))
+        return u, list(found)
     z, t, y = p.z[p.longer], p.t[p.longer], p.y[p.longer]
     with torch.no_grad():
         found = [models.unwrapped(z, r, t, y) for r in others]
