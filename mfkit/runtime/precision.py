@@ -31,4 +31,6 @@ def matmul_precision(precision: PrecisionName, device: torch.device) -> Iterator
 
 def autocast(precision: PrecisionName, device: torch.device) -> torch.autocast:
     """Products inside are taken in bfloat16 where that is the precision; weights and sums stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    # Before 2.10, weights that were cast without a gradient, as for a target, were used again where there is one.
+    cached = torch.__version__ >= "2.10"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached)

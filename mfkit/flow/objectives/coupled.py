@@ -57,7 +57,6 @@ class CoupledObjective(Objective):
             without = replace(models, network=models.unwrapped)
             with torch.no_grad():
                 found = [self.outputs(without, *part) for part in parts]
-            torch.clear_autocast_cache()  # of weights without a gradient, which torch before 2.10 would take below
         leaves = {name: torch.cat([one[name] for one in found]).requires_grad_() for name in found[0]}
         whole = self.loss(models, batch, leaves, len(parts[0][0]))
         gradients = torch.autograd.grad(whole.value, list(leaves.values()))
