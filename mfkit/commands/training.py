@@ -12,21 +12,36 @@ from mfkit.flow.objectives.base import Stage
 from mfkit.inference.guided import GuidedTeacher
 from mfkit.models.files import GeneratorFile
 from mfkit.models.generator import GeneratorKind
-from mfkit.training.generator import fresh_start, student_start, train_generator
+from mfkit.training.generator import fresh_start, student_start, teacher_start, train_generator
 
 
 def train_from_latents(
     stage: Stage, kind: GeneratorKind, latents: str, model: str | None, classes: int | None, output: Path, run: Run,
     flags: Flags, *, late_r: bool = False,
 ) -> str:  # fmt: skip
-    """Trains a generator from random weights, on latents, or on trajectories where the objective reads them."""
-    reads = objective_of(stage, flags).reads or "latents"
-    data = open_latents(reads, latents, classes=classes, on_error=run.on_error)
+    """Trains a generator from random weights."""
+    data = _read_by(stage, latents, classes, run, flags)
     preset = preset_or(run.preset, data.preset, latents)
     settings, objective = resolve_training(stage, preset, flags)
     flow = resolve(FlowSettings, stage, preset, flags)
     start = fresh_start(kind, data, model or PRESETS[preset].model, flow.time_shift, settings.seed, late_r=late_r)
     return train_generator(stage, start, data, objective, settings, preset, run.options(output))
+
+
+def train_teacher_further(init: GeneratorFile, latents: str, output: Path, run: Run, flags: Flags) -> str:
+    """Trains a teacher from the weights of another."""
+    stage: Stage = "train-teacher"
+    data = _read_by(stage, latents, init.num_classes, run, flags)
+    preset = preset_or(run.preset, init.description.preset, init.path)
+    settings, objective = resolve_training(stage, preset, flags)
+    start = teacher_start(init, data, flags.get("time_shift"))
+    return train_generator(stage, start, data, objective, settings, preset, run.options(output))
+
+
+def _read_by(stage: Stage, latents: str, classes: int | None, run: Run, flags: Flags) -> LatentDataset:
+    """Latents, or trajectories where the objective reads them."""
+    reads = objective_of(stage, flags).reads or "latents"
+    return open_latents(reads, latents, classes=classes, on_error=run.on_error)
 
 
 def train_student(

@@ -90,11 +90,25 @@ def student_start(
         changed = [with_late_r(init.architecture, init.network_config)] if late_r else []
         with seeded(seed):
             network = init.architecture.student.from_teacher(network, *changed)
-    own = init.artifact
+    return _go_on(init, network, data, role)
+
+
+def teacher_start(init: GeneratorFile, data: LatentDataset, time_shift: float | None) -> Start:
+    """A teacher that goes on from a teacher.
+
+    :param time_shift: None for that of ``init``; 0 is the default for the latents' shape.
+    """
+    check_fit(data, init)
+    start = _go_on(init, init.network, data, "init")
+    shift = start.time_shift if time_shift is None else time_shift
+    return replace(start, time_shift=shift or default_time_shift(*init.latent_shape))
+
+
+def _go_on(init: GeneratorFile, network: Generator, data: LatentDataset | None, role: str) -> Start:
+    own, about = init.artifact, init.description
     inputs = {role: own, **own.reference("latents"), **own.reference("rae")}
     if data:  # an imported student may not know its RAE
         inputs = {**inputs, **data.artifact.reference("rae"), **inputs}
-    about = init.description
     return Start(init.architecture.name, network, about.time_shift, about.class_names, inputs, about.trained_spaces)
 
 
