@@ -23,7 +23,11 @@ from mfkit.models.files import open_generator
 
 MODELS = {
     "teacher": "teacher, 50 steps",
+    "teacher@1": "teacher, one step",
+    "reflow@1": "reflow: the teacher on its own pairs, one step",
     "cmt": "mid-trained, where the rest start",
+    "cmt-longer": "CMT from the teacher, for as long as the rest",
+    "ctm": "CTM from the teacher: a stored leg, then u's map",
     "mean-flow-teacher": "mean flow, the teacher's velocity",
     "mean-flow-data": "mean flow, e − x",
     "imf": "iMF: mean flow along u(z, t, t)",
@@ -54,6 +58,7 @@ MODELS = {
     "frechet-rae": "Fréchet, picture encoded again",
     "drifting-then-frechet": "drifting, then Fréchet (mean token)",
 }
+"""By model, or MODEL@EVALUATIONS where that is neither one of a student nor 50 of a teacher."""
 IMAGES = 2000
 _PIXELS = "pixels_distance_to_train"
 
@@ -75,8 +80,10 @@ def draw(model: Path, judge: Judge, seed: int, nfe: int | None = None) -> Images
 def measure(folder: Path, judge: Judge, model: str, nfe: int | None = None) -> Figures:
     """The figures of a model, or of images in MODEL.npz, kept beside it.
 
-    :param nfe: None is one step of a student, 50 of a teacher.
+    :param model: also MODEL@EVALUATIONS. :param nfe: None is one step of a student, 50 of a teacher.
     """
+    model, _, own = model.partition("@")
+    nfe = nfe or (int(own) if own else None)
     kept = folder / f"{model}.figures{f'-{nfe}' if nfe else ''}.json"
     if not kept.exists():
         drawn = folder / f"{model}.npz"
@@ -95,13 +102,13 @@ def main(out: Path) -> None:
     folders = sorted(out.glob("seed-*"))
     runs = [(folder, Judge(folder / "rae.safetensors", DIGITS)) for folder in folders]
     figures = {model: [measure(folder, judge, model) for folder, judge in runs] for model in MODELS}
-    steps = {name: out / f"steps-{model}" for model, name in MODELS.items()}
+    steps = {name: out / f"steps-{model.partition('@')[0]}" for model, name in MODELS.items()}
     columns = {"steps": {name: path.read_text().strip() if path.exists() else "" for name, path in steps.items()}}
     for nfe in MORE_STEPS:
         columns[f"pixels, {nfe} evaluations"] = {
             name: spread([measure(folder, judge, model, nfe)[_PIXELS] for folder, judge in runs], "{:.4f}")
             for model, name in MODELS.items()
-            if model != "teacher"
+            if model not in ("teacher", "teacher@1")
         }
     heading = f"{len(folders)} seeds, {IMAGES:,} images each"
     lines = table(heading, {name: figures[model] for model, name in MODELS.items()}, columns)
@@ -118,7 +125,7 @@ def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
     for axes, key in zip(figure.subplots(1, 2, sharey=True), list(COLUMNS)[:2], strict=True):
         values = [[found[key] for found in figures[model]] for model in order]
         spread = [stdev(some) if len(some) > 1 else 0 for some in values]
-        colours = ["#888888" if model in ("teacher", "cmt") else "#1f77b4" for model in order]
+        colours = ["#888888" if model in ("teacher", "teacher@1", "cmt") else "#1f77b4" for model in order]
         axes.barh([MODELS[model] for model in order], [mean(some) for some in values], xerr=spread, color=colours)
         axes.set(title=f"Fréchet distance to the training digits, {COLUMNS[key][0]}", xlim=(0, None))
         axes.grid(axis="x", alpha=0.3)

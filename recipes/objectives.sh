@@ -53,6 +53,15 @@ drifting() {
     done
 }
 
+mid_training() {
+    train cmt-longer "$budget" mfkit midtrain traj --teacher teacher.safetensors
+    train ctm "$budget" mfkit midtrain traj --teacher teacher.safetensors --objective ctm
+}
+
+straight() {
+    train reflow "$budget" mfkit train-teacher traj --objective reflow --init teacher.safetensors
+}
+
 by_teacher() {
     local objective
     for objective in "$@"; do
@@ -76,6 +85,7 @@ for seed in "${seeds[@]}"; do
     cd "seed-$seed"
     side_by_side mean_flow_and_frechet drifting
     side_by_side flow_maps more_flow_maps
+    side_by_side mid_training straight
     cd ..
 done
 python "$recipes/objectives.py" .
