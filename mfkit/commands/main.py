@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "verify",
     "plot": "plot",
     "report": "report",
+    "demo": "demo",
 }
 """Module, and function in it, by the name of the command, in the order of the help."""
 

@@ -7,17 +7,14 @@ import torch
 from torch import Tensor
 
 from mfkit.artifacts.artifact import Artifact
-from mfkit.autoencoders.autoencoder import Autoencoder
 from mfkit.autoencoders.files import autoencoder_of
-from mfkit.config.settings import SampleSettings
 from mfkit.data.images import recorded_images
 from mfkit.data.loader import all_batches
 from mfkit.errors import MfkitError
 from mfkit.evaluation.metrics.diversity import nearest_indices
-from mfkit.flow.random import Draws
-from mfkit.inference.sampler import sampler_of
-from mfkit.models.files import GeneratorFile, open_generator
+from mfkit.inference.painter import Painter
 from mfkit.reporting.run import Run
+from mfkit.runtime.distributed import processes
 
 COLUMNS = 10
 _STEPS = (1, 2, 4)
@@ -43,31 +40,29 @@ def rows(run: Run) -> Iterator[Row | str]:
         real = None
     for name, artifact in {**run.of_kind("teacher"), **run.last("student")}.items():
         try:
-            file = open_generator(artifact.path)
-            autoencoder = autoencoder_of(artifact, None).load(latent_shape=file.latent_shape)
+            painter = Painter.open(artifact.path)
         except MfkitError as error:
             yield f"Without {name}: {error}"
             continue
         if real and not real.shown:
-            yield from real.rows(file, autoencoder)
-        yield from _drawn(name, file, autoencoder, real)
+            yield from real.rows(painter)
+        yield from _drawn(name, painter, real)
 
 
-def _drawn(name: str, file: GeneratorFile, autoencoder: Autoencoder, real: "_Real | None") -> Iterator[Row]:
-    labels = _labels(file)
-    noise = Draws(0, "sample", range(len(labels))).normal("noise", file.latent_shape)
-    for nfe in (None,) if file.kind == "teacher" else _STEPS:
-        sampler = sampler_of(file.network, SampleSettings(nfe=nfe), file.description.time_shift)
-        images = autoencoder.decode(sampler(noise, labels))
-        evaluations = sampler.conditions["nfe"]
+def _drawn(name: str, painter: Painter, real: "_Real | None") -> Iterator[Row]:
+    labels = _labels(painter)
+    noise = painter.noise(0, len(labels))
+    for nfe in (None,) if painter.file.kind == "teacher" else _STEPS:
+        images = painter.draw(noise, labels, nfe).cpu()
+        evaluations = painter.sampler(nfe).conditions["nfe"]
         yield Row(f"{name}, {evaluations} evaluation{'s' if evaluations > 1 else ''}", images)
         if nfe == 1 and real:
             nearest = nearest_indices(images, real.images)
             yield Row(f"the real image nearest to each of the row above, of {len(real.images):,}", real.images[nearest])
 
 
-def _labels(file: GeneratorFile) -> Tensor:
-    return torch.arange(COLUMNS) % file.num_classes
+def _labels(painter: Painter) -> Tensor:
+    return torch.arange(COLUMNS) % painter.file.num_classes
 
 
 class _Real:
@@ -91,10 +86,11 @@ class _Real:
                 break
         return cls(torch.cat(images), torch.cat(labels))
 
-    def rows(self, file: GeneratorFile, autoencoder: Autoencoder) -> Iterator[Row]:
+    def rows(self, painter: Painter) -> Iterator[Row]:
         """One of each class, as it is and as it is decoded."""
         self.shown = True
-        first = [(self._labels == label).nonzero()[:1, 0] for label in _labels(file)]
+        first = [(self._labels == label).nonzero()[:1, 0] for label in _labels(painter)]
         chosen = self.images[torch.cat([one if len(one) else torch.zeros(1, dtype=torch.long) for one in first])]
         yield Row("real", chosen)
-        yield Row("real, encoded and decoded", autoencoder.decode(autoencoder.encode(chosen)))
+        again = painter.autoencoder
+        yield Row("real, encoded and decoded", again.decode(again.encode(chosen.to(processes().device))).cpu())
