@@ -1,14 +1,18 @@
-"""A stand-in for the Hugging Face hub on this machine: repositories of models, read and written as its client does."""
+"""A stand-in for the Hugging Face hub on this machine: repositories, read and written as its client does.
+
+Models are named ``owner/name``, datasets ``datasets/owner/name``.
+"""
 
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 SHA = "c0ffee" + "0" * 34
 
@@ -56,21 +60,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self._note(path)
-        parts = path.split("/")
-        if parts[:2] == ["api", "models"]:
-            return self._describe("/".join(parts[2:4]), parts[4:])
-        files = self.hub.repositories.get("/".join(parts[:2]), {})
-        name = "/".join(parts[4:])
-        if parts[2:3] != ["resolve"] or name not in files:
+        repo, more = self._repository(path)
+        if path.startswith("api/"):
+            return self._describe(repo, more)
+        files = self.hub.repositories.get(repo, {})
+        name = "/".join(more[2:])
+        if more[:1] != ["resolve"] or name not in files:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound" if files else "RepoNotFound"})
         digest = hashlib.sha256(files[name]).hexdigest()
-        return self._answer(200, files[name], {"ETag": f'"{digest}"', "X-Repo-Commit": SHA})
+        return self._send(files[name], {"ETag": f'"{digest}"', "X-Repo-Commit": SHA})
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self._note(path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = path.split("/")
         if path == "api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
         if path == "api/repos/create":
@@ -82,7 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
             if asked.get("private") or asked.get("visibility") == "private":
                 self.hub.private.add(name)
             return self._json({"url": f"{self.hub.address}/{name}", "id": name})
-        name, action = "/".join(parts[2:4]), parts[4]
+        name, (action, *_) = self._repository(path)
+        if action == "paths-info":
+            asked = parse_qs(body.decode())["paths"]
+            return self._json([one for one in self._listed(name) if one["path"] in asked])
         if action == "preupload":
             files = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
                      for one in json.loads(body)["files"]]  # fmt: skip
@@ -96,15 +102,41 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(found | {"hookOutput": ""})
         return self._answer(404, b"", {})
 
+    def _repository(self, path: str) -> tuple[str, list[str]]:
+        """Its name, and the rest of the path."""
+        parts = path.removeprefix("api/").split("/")
+        if parts[0] == "models":
+            parts = parts[1:]
+        length = 3 if parts[0] == "datasets" else 2
+        return "/".join(parts[:length]), parts[length:]
+
+    def _listed(self, name: str) -> list[dict[str, object]]:
+        return [
+            {"type": "file", "path": path, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}
+            for path, held in self.hub.repositories[name].items()
+        ]
+
+    def _tree(self, name: str, folder: str, recursive: bool) -> list[dict[str, object]]:
+        found, folders = [], set()
+        for one in self._listed(name):
+            path = str(one["path"])
+            if not path.startswith(f"{folder}/" if folder else ""):
+                continue
+            below = path.removeprefix(folder).strip("/").split("/")
+            folders |= {"/".join(filter(None, [folder, *below[:depth]])) for depth in range(1, len(below))}
+            if recursive or len(below) == 1:
+                found.append(one)
+        shown = [
+            path for path in sorted(folders) if recursive or path.count("/") == bool(folder) * (folder.count("/") + 1)
+        ]
+        return [{"type": "directory", "path": path, "size": 0, "oid": SHA} for path in shown] + found
+
     def _describe(self, name: str, more: list[str]) -> None:
         files = self.hub.repositories.get(name)
         if files is None:
             return self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
         if more[:1] == ["tree"]:
-            return self._json(
-                [{"type": "file", "path": path, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}
-                 for path, held in files.items()]
-            )  # fmt: skip
+            return self._json(self._tree(name, "/".join(more[2:]), "recursive=true" in self.path.lower()))
         siblings = [{"rfilename": path} for path in files]
         return self._json(
             {
@@ -121,6 +153,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         if token := self.headers.get("Authorization"):
             self.hub.tokens.add(token.removeprefix("Bearer "))
+
+    def _send(self, body: bytes, headers: dict[str, str]) -> None:
+        """All of it, or the part that is asked for."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not asked:
+            return self._answer(200, body, headers | {"Accept-Ranges": "bytes"})
+        begin, end = int(asked[1]), int(asked[2] or len(body) - 1) + 1
+        place = {"Content-Range": f"bytes {begin}-{min(end, len(body)) - 1}/{len(body)}"}
+        return self._answer(206, body[begin:end], headers | place)
 
     def _json(self, document: object) -> None:
         self._answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})

@@ -1,4 +1,4 @@
-"""IMAGES arguments: a folder, WebDataset shards, or the word ``digits``. Samples are ``image`` and ``label``."""
+"""IMAGES arguments: folders, shards, datasets of the hub, ``digits``. Samples are ``image`` and ``label``."""
 
 import hashlib
 import logging
@@ -26,6 +26,7 @@ from mfkit.data.codecs import (
     label_member,
 )
 from mfkit.data.dataset import IndexedTars
+from mfkit.data.hub_images import HubImages, is_hub_dataset
 from mfkit.data.npz import NpzImages
 from mfkit.data.shards import open_shards
 from mfkit.data.skip import SkipPolicy
@@ -186,13 +187,15 @@ def folder_names(classes: list[str]) -> list[str]:
     return classes if named else [f"{label:0{len(str(len(classes) - 1))}d}" for label in range(len(classes))]
 
 
-ImageDataset = Digits | ImageFolder | NpzImages | IndexedTars | StreamDataset
+ImageDataset = Digits | ImageFolder | NpzImages | HubImages | IndexedTars | StreamDataset
 
 
 def open_images(location: str, size: int | None, on_error: OnError = "raise") -> ImageDataset:
     """The images that an IMAGES argument names, cut to squares of ``size`` pixels; as they are where it is None."""
     if location.partition(":")[0] == DIGITS:
         return Digits(location.partition(":")[2], size or DIGITS_SIZE)
+    if is_hub_dataset(location):
+        return HubImages(location, size, SkipPolicy(on_error))
     path = Path(location)
     if path.suffix == ".npz":
         return NpzImages(path, size)
@@ -208,7 +211,7 @@ def recorded_images(artifact: Artifact, size: int | None, option: str) -> ImageD
     :param option: the option that names them by hand, for the error.
     """
     recorded = artifact.inputs["images"].path if "images" in artifact.inputs else None
-    is_keyword = bool(recorded) and str(recorded).partition(":")[0] == DIGITS
+    is_keyword = str(recorded).partition(":")[0] == DIGITS or is_hub_dataset(str(recorded))
     found = open_images(str(recorded) if is_keyword else str(artifact.input_path("images", option)), size)
     artifact.check_input("images", found.artifact, option)
     return found

@@ -45,7 +45,7 @@ def _download(source: str, repo: str, revision: str | None, path: str, folder: b
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # each attempt of several would be a warning; the outcome is reported below
-    with _hub_errors(f"{source} cannot be downloaded"):
+    with hub_errors(f"{source} cannot be downloaded"):
         if not folder:
             return Path(hf_hub_download(repo, path, revision=revision))
         patterns = [f"{path}/{name}".lstrip("/") for name in (*diffusers_folder.FILES, *_PARTS)]
@@ -65,7 +65,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     """
     from huggingface_hub import HfApi
 
-    with _hub_errors(f"{repo} cannot be written"):
+    with hub_errors(f"{repo} cannot be written"):
         api = HfApi()
         address = api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
@@ -75,7 +75,7 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
 
 
 @contextmanager
-def _hub_errors(failed: str) -> Iterator[None]:
+def hub_errors(failed: str) -> Iterator[None]:
     """Turns what the hub's client raises into the one-line error: its own kinds, those of the library below it."""
     from huggingface_hub.errors import HFValidationError
 
