@@ -17,20 +17,7 @@ import torch
 from mfkit.data.npz import NpzWriter
 
 BATCH = 1000
-OPTIONS = [
-    "--encoder",
-    "tiny",
-    "--image-size",
-    "64",
-    "--patch",
-    "16",
-    "--pretrain-steps",
-    "1",
-    "--steps",
-    "1",
-    "--batch-size",
-    "32",
-]
+OPTIONS = ["--encoder", "tiny", "--pretrain-steps", "1", "--steps", "1", "--batch-size", "32", "-o", "rae.safetensors"]
 
 
 def write(path: Path, count: int, side: int) -> None:
@@ -49,8 +36,8 @@ def main(count: int, side: int) -> None:
         write(Path(folder) / "images.npz", count, side)
         write(Path(folder) / "real.npz", BATCH, side)
         subprocess.run(
-            [program, "train-rae", "real.npz", *OPTIONS, "-o", "rae.safetensors"], cwd=folder, check=True,
-            stdout=subprocess.DEVNULL,
+            [program, "train-rae", "real.npz", "--image-size", str(side), "--patch", str(side // 4), *OPTIONS],
+            cwd=folder, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         began = time.perf_counter()
         command = [program, "fid", "images.npz", "--reference", "real.npz", "--features", "rae.safetensors", "-q"]

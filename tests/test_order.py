@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import failed
 
+from mfkit.config.settings import Reading
 from mfkit.data.codecs import array_bytes, array_member, label_member
 from mfkit.data.dataset import IndexedTars
 from mfkit.data.loader import BatchSharding, train_batches
@@ -39,7 +40,7 @@ def opened(folder: Path, on_error="raise") -> IndexedTars:
     def decode(sample: dict) -> dict:
         return {"latent": array_member(sample, "latent.npy"), "label": label_member(sample)}
 
-    dataset = open_shards(str(folder / "*.tar"), ("latents",), decode, on_error, arrays=("latent",))
+    dataset = open_shards(str(folder / "*.tar"), ("latents",), decode, Reading(on_error), arrays=("latent",))
     assert isinstance(dataset, IndexedTars)
     return dataset
 

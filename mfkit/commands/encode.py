@@ -40,6 +40,7 @@ def encode(
     workers: options.Workers = 4,
     overwrite: options.Overwrite = False,
     on_error: options.OnErrorOption = "raise",
+    cache: options.Cache = None,
 ) -> str | None:
     """Encode images into latents, once.
 
@@ -48,7 +49,7 @@ def encode(
     from mfkit.autoencoders.files import open_autoencoder
     from mfkit.autoencoders.vae import VAEFile
     from mfkit.config.presets import resolve
-    from mfkit.config.settings import AutoencoderSettings
+    from mfkit.config.settings import AutoencoderSettings, Reading
     from mfkit.errors import UsageError
     from mfkit.inference.encode import Encoding
     from mfkit.inference.output import write_shards_or_stream
@@ -62,6 +63,6 @@ def encode(
     size = autoencoder.image_size or image_size or resolve(AutoencoderSettings, "train-rae", preset).image_size
     job = Encoding(
         images, autoencoder, size, preset, resolve(EncodeSettings, "encode", preset, flags),
-        mirror=mirror, workers=workers, on_error=on_error,
+        mirror=mirror, workers=workers, reading=Reading(on_error, cache),
     )  # fmt: skip
     return write_shards_or_stream(job, output, overwrite=overwrite)

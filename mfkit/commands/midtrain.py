@@ -36,7 +36,7 @@ def midtrain(
     from mfkit.training.generator import check_trajectories
 
     opened = open_generator(teacher, "teacher")
-    data = open_latents("trajectories", trajectories, classes=opened.num_classes, on_error=run.on_error)
+    data = open_latents("trajectories", trajectories, classes=opened.num_classes, reading=run.reading)
     check_trajectories(data, opened)
     output = output or teacher.with_name("cmt.safetensors")
     return train_student("midtrain", opened, lambda: data, output, run, flags, late_r=late_r)

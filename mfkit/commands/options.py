@@ -16,7 +16,7 @@ from mfkit.commands.config_file import resolved_as_toml, with_config
 from mfkit.commands.console import is_main_process, leave_process_group, one_line_errors, set_verbosity
 from mfkit.commands.setting_options import about, objective_option, setting_option
 from mfkit.config.presets import PRESETS, PresetName
-from mfkit.config.settings import OnError
+from mfkit.config.settings import OnError, Reading
 from mfkit.errors import UsageError
 from mfkit.flow.guidance import Guidance
 from mfkit.flow.objectives import Stage, objectives_of
@@ -89,6 +89,13 @@ Classes = Annotated[
 OnErrorOption = Annotated[
     OnError, typer.Option("--on-error", help="What an unreadable sample does; at most 1% are skipped.")
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep remote shards in this folder, and read them by random access; else they are a stream.",
+        metavar="DIR",
+    ),
+]
 Workers = Annotated[
     int, typer.Option(help="Threads per process that read and decode ahead; 0 reads in line.", min=0, metavar="N")
 ]
@@ -126,6 +133,7 @@ class Run(OptionGroup):
     overwrite: Overwrite = False
     restart: Annotated[bool, typer.Option("--restart", help="Start anew although there is a checkpoint.")] = False
     on_error: OnErrorOption = "raise"
+    cache: Cache = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings and shapes; train nothing.")] = False
     format: Annotated[
         Literal["json", "toml"], typer.Option(help="How --dry-run prints; toml is a file for --config.")
@@ -134,6 +142,10 @@ class Run(OptionGroup):
         list[str] | None,
         typer.Option(help="Log to a tracker of accelerate too, such as tensorboard; repeatable.", metavar="TRACKER"),
     ] = None
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.on_error, self.cache)
 
     def options(self, output: Path) -> "RunOptions":
         from mfkit.training.task import RunOptions

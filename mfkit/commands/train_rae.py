@@ -75,8 +75,8 @@ def train_rae(
     settings = resolve(TrainingSettings, "train-rae", preset, flags)
     sizes = resolve(AutoencoderSettings, "train-rae", preset, flags)
     if not sizes.image_size:
-        sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.on_error))
-    source = open_images(images, sizes.image_size, run.on_error)
+        sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.reading))
+    source = open_images(images, sizes.image_size, run.reading)
     return train_rae(
         source, encoder, encoder_weights, preset, settings, sizes, run.options(output), layers=numbers,
         keep_latents=keep_latents,

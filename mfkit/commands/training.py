@@ -41,7 +41,7 @@ def train_teacher_further(init: GeneratorFile, latents: str, output: Path, run: 
 def _read_by(stage: Stage, latents: str, classes: int | None, run: Run, flags: Flags) -> LatentDataset:
     """Latents, or trajectories where the objective reads them."""
     reads = objective_of(stage, flags).reads or "latents"
-    return open_latents(reads, latents, classes=classes, on_error=run.on_error)
+    return open_latents(reads, latents, classes=classes, reading=run.reading)
 
 
 def train_student(
@@ -57,6 +57,8 @@ def train_student(
     settings, objective = resolve_training(stage, preset, flags)
     if given is not None and not objective.needs_latents:
         raise UsageError("--latents: this training looks at no latents; leave it out")
+    if run.cache and not objective.needs_latents:
+        raise UsageError("--cache: this training looks at no latents; leave it out")
     data = opened() if objective.needs_latents else None
     role = "teacher" if teacher and init is teacher.file else "init"
     start = student_start(init, data, settings.seed, role, late_r=late_r)
@@ -66,6 +68,6 @@ def train_student(
 def latents_of(generator: GeneratorFile, given: str | None, run: Run) -> LatentDataset:
     """The latents that a generator was trained on, or those that the user names in their place."""
     location = recorded_latents(generator.artifact, given)
-    data = open_latents("latents", location, classes=generator.num_classes, on_error=run.on_error)
+    data = open_latents("latents", location, classes=generator.num_classes, reading=run.reading)
     check_recorded(generator.artifact, data, given)
     return data

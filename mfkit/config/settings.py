@@ -5,6 +5,7 @@ An objective's own settings are fields of the objective (:mod:`mfkit.flow.object
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mfkit.flow.solvers import ODE_SOLVERS, SOLVERS, TIME_GRIDS
@@ -18,6 +19,18 @@ OptimizerName = Literal["adamw", "muon"]
 
 _PRECISION = "Precision of matrix products; weights and sums stay in float32."
 _BATCH = "Samples per forward pass and process; on a CPU rounded up to whole micro-batches."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples are read."""
+
+    on_error: OnError = "raise"
+    cache: Path | None = None
+    """Where remote shards are kept, to be read by random access; None reads them as a stream."""
+
+
+DEFAULT_READING = Reading()
 
 
 @dataclass(frozen=True, kw_only=True)

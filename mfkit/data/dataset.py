@@ -97,11 +97,14 @@ class IndexedTars:
     """
 
     def __init__(
-        self, artifact: Artifact, index: SampleIndex, decode: Decode, skips: SkipPolicy, arrays: Sequence[str] = ()
-    ) -> None:
-        """:param arrays: what samples hold besides the label, where that is arrays alone."""
+        self, artifact: Artifact, index: SampleIndex, decode: Decode, skips: SkipPolicy, arrays: Sequence[str] = (),
+        fetch: Callable[[Path], None] | None = None,
+    ) -> None:  # fmt: skip
+        """:param arrays: what samples hold besides the label, where that is arrays alone.
+        :param fetch: brings a file here that is still elsewhere; called before each is opened.
+        """
         self.artifact, self.index, self.skips = artifact, index, skips
-        self.decode = decode
+        self.decode, self._fetch = decode, fetch
         self._arrays = list(arrays) if arrays and all(name in index.layouts for name in arrays) else []
         self._descriptors: dict[int, int] = {}
 
@@ -161,6 +164,8 @@ class IndexedTars:
     def _open(self, file: int) -> Iterator[int]:
         try:
             kept = self._descriptors.get(file)
+            if kept is None and self._fetch:
+                self._fetch(self.index.files[file])
             descriptor = os.open(self.index.files[file], os.O_RDONLY) if kept is None else kept
             if kept is None and len(self._descriptors) < MAX_OPEN_FILES:
                 kept = self._descriptors.setdefault(file, descriptor)

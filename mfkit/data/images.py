@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mfkit.artifacts.artifact import INDEX_NAME, LISTING_DIGEST, Artifact, digest, open_artifact
 from mfkit.artifacts.json_files import parse
-from mfkit.config.settings import OnError
+from mfkit.config.settings import DEFAULT_READING, Reading
 from mfkit.data.codecs import (
     IMAGE_FORMATS,
     IMAGE_SUFFIXES,
@@ -190,19 +190,25 @@ def folder_names(classes: list[str]) -> list[str]:
 ImageDataset = Digits | ImageFolder | NpzImages | HubImages | IndexedTars | StreamDataset
 
 
-def open_images(location: str, size: int | None, on_error: OnError = "raise") -> ImageDataset:
+def open_images(location: str, size: int | None, reading: Reading = DEFAULT_READING) -> ImageDataset:
     """The images that an IMAGES argument names, cut to squares of ``size`` pixels; as they are where it is None."""
+    if reading.cache:
+        return _shards(location, size, reading)
     if location.partition(":")[0] == DIGITS:
         return Digits(location.partition(":")[2], size or DIGITS_SIZE)
     if is_hub_dataset(location):
-        return HubImages(location, size, SkipPolicy(on_error))
+        return HubImages(location, size, SkipPolicy(reading.on_error))
     path = Path(location)
     if path.suffix == ".npz":
         return NpzImages(path, size)
     check_finished(path)
     if path.is_dir() and not any(path.glob("*.tar")):
-        return ImageFolder(path, size, SkipPolicy(on_error))
-    return open_shards(location, ("images",), partial(_decode, size=size), on_error)
+        return ImageFolder(path, size, SkipPolicy(reading.on_error))
+    return _shards(location, size, reading)
+
+
+def _shards(location: str, size: int | None, reading: Reading) -> IndexedTars | StreamDataset:
+    return open_shards(location, ("images",), partial(_decode, size=size), reading)
 
 
 def recorded_images(artifact: Artifact, size: int | None, option: str) -> ImageDataset:
@@ -217,12 +223,12 @@ def recorded_images(artifact: Artifact, size: int | None, option: str) -> ImageD
     return found
 
 
-def native_size(location: str, multiple: int, on_error: OnError = "raise") -> int:
+def native_size(location: str, multiple: int, reading: Reading = DEFAULT_READING) -> int:
     """The side to cut images to where no one names it: the median of their shorter sides, from 32 to 128 pixels.
 
     It is a whole number of ``multiple`` pixels, and logged.
     """
-    dataset = open_images(location, None, on_error)
+    dataset = open_images(location, None, reading)
     if isinstance(dataset, StreamDataset):
         sides = [min(dataset.decode(dataset.peek())["image"].shape[1:])]
     elif isinstance(dataset, ImageFolder):

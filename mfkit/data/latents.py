@@ -11,7 +11,7 @@ from torch import Tensor
 from mfkit.artifacts.artifact import Artifact
 from mfkit.artifacts.json_files import parse_known
 from mfkit.config.presets import PresetName
-from mfkit.config.settings import OnError
+from mfkit.config.settings import DEFAULT_READING, Reading
 from mfkit.data.codecs import array_member, label_member, unreadable
 from mfkit.data.dataset import Decode, IndexedTars, read_batch
 from mfkit.data.loader import Dataset
@@ -51,25 +51,25 @@ class _Description:
 
 
 def open_latents(
-    kind: DataKind, location: str, *, classes: int | None = None, on_error: OnError = "raise"
+    kind: DataKind, location: str, *, classes: int | None = None, reading: Reading = DEFAULT_READING
 ) -> LatentDataset:
     """Samples of a kind, in the number format they are stored in, and their ``label``.
 
     :param classes: number of classes, needed only for foreign shards, which do not say it.
     """
-    return _open((kind,), *_KINDS[kind], location, classes, on_error)
+    return _open((kind,), *_KINDS[kind], location, classes, reading)
 
 
-def open_decodable(location: str, *, classes: int | None = None, on_error: OnError = "raise") -> LatentDataset:
+def open_decodable(location: str, *, classes: int | None = None, reading: Reading = DEFAULT_READING) -> LatentDataset:
     """Latents, or the ends of trajectories, as ``latent``."""
-    return _open(("latents", "trajectories"), _decode_last, ("latent",), location, classes, on_error)
+    return _open(("latents", "trajectories"), _decode_last, ("latent",), location, classes, reading)
 
 
 def _open(
     kinds: tuple[str, ...], decode: Decode, arrays: tuple[str, ...], location: str, classes: int | None,
-    on_error: OnError,
+    reading: Reading,
 ) -> LatentDataset:  # fmt: skip
-    dataset = open_shards(location, kinds, decode, on_error, arrays=arrays)
+    dataset = open_shards(location, kinds, decode, reading, arrays=arrays)
     found = parse_known(_Description, dataset.artifact.config, location)
     class_names = found.class_names or [str(label) for label in range(classes or 0)]
     if not class_names:

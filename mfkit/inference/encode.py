@@ -6,7 +6,7 @@ from typing import Any
 from mfkit.autoencoders.autoencoder import AutoencoderFile
 from mfkit.autoencoders.files import ROLE
 from mfkit.config.presets import PresetName
-from mfkit.config.settings import EncodeSettings, OnError
+from mfkit.config.settings import DEFAULT_READING, EncodeSettings, Reading
 from mfkit.data.codecs import DTYPES, array_bytes
 from mfkit.data.images import class_names, open_images
 from mfkit.data.latents import MIRRORED
@@ -25,12 +25,12 @@ class Encoding(Job):
 
     def __init__(
         self, images: str, autoencoder: AutoencoderFile, image_size: int, preset: PresetName,
-        settings: EncodeSettings, *, mirror: bool, workers: int, on_error: OnError = "raise",
+        settings: EncodeSettings, *, mirror: bool, workers: int, reading: Reading = DEFAULT_READING,
     ) -> None:  # fmt: skip
         """:param image_size: for an autoencoder that takes many; an RAE has its own."""
         self._network = autoencoder.load(image_size=image_size).to(processes().device)
         config = self._network.config
-        self._dataset = open_images(images, config.image_size, on_error)
+        self._dataset = open_images(images, config.image_size, reading)
         self.skips = self._dataset.skips
         self._settings, self._mirror, self._workers, self._preset = settings, mirror, workers, preset
         self._micro_batches = MicroBatches(
