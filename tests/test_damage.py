@@ -13,6 +13,7 @@ from conftest import failed, several
 from PIL import Image
 from safetensors.torch import load_file
 
+from mfkit.config.settings import Reading
 from mfkit.data.codecs import label_member, png_bytes
 from mfkit.data.dataset import IndexedTars
 from mfkit.data.shards import open_shards
@@ -126,14 +127,14 @@ def test_a_stream_that_breaks_off_is_an_error_anyway(chain: Path, tmp_path: Path
 
 
 def tars(location: Path) -> IndexedTars:
-    found = open_shards(f"{location}/*.tar", ("latents",), label_alone, "skip")
+    found = open_shards(f"{location}/*.tar", ("latents",), label_alone, Reading("skip"))
     assert isinstance(found, IndexedTars)
     return found
 
 
 def stream(location: str) -> StreamDataset:
     """Compressed, so that it is read from its beginning, again and again."""
-    found = open_shards(location, ("latents",), label_alone, "skip")
+    found = open_shards(location, ("latents",), label_alone, Reading("skip"))
     assert isinstance(found, StreamDataset) and found.repeatable
     return found
 
