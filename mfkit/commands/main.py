@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from mfkit.commands.options import HELP_OPTIONS, Group, Subcommand
 
 COMMANDS = {
+    "new": "new",
     "train-rae": "train_rae",
     "encode": "encode",
     "decode": "decode",
