@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from venv import EnvBuilder
@@ -20,8 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mfkit as package
+from mfkit.artifacts.artifact import InputRecord, Record
+from mfkit.autoencoders.rae import RAEFile
 from mfkit.config.settings import SampleSettings
 from mfkit.inference.sampler import sampler_of
+from mfkit.interop.model_card import model_card
+from mfkit.models.files import open_generator
 
 LABELS = [3, 7, 0, 9]
 USE = """
@@ -279,3 +284,22 @@ def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path, without_mfkit: Any) -> Non
     latents, image = torch.load(tmp_path / "drawn.pt")
     with torch.no_grad():
         close(image, (vae.eval().decode(latents / 0.2).sample / 2 + 0.5).clamp(0, 1).double())
+
+
+@pytest.mark.fast
+def test_the_card_names_what_the_model_is_made_of(chain: Path) -> None:
+    student = open_generator(chain / "mft.safetensors")
+    own, autoencoder = student.artifact.provenance, RAEFile.open(chain / "rae.safetensors").network_config
+    plain = ModelCard(model_card(student, 1, autoencoder, None, None))
+    assert plain.data.get("base_model") is None and plain.data.get("datasets") is None
+    imported = Record(
+        command="mfkit import hf://me/teacher@main/t.pt -o t.safetensors",
+        inputs={"images": InputRecord("hf:/datasets/me/pets:train", "images", "names-sha256:0")},
+    )
+    inputs = own.inputs | {"other": InputRecord("t.safetensors", "teacher", "sha256:t")}
+    provenance = replace(own, inputs=inputs, history=own.history | {"sha256:t": imported})
+    made = replace(student, artifact=replace(student.artifact, provenance=provenance))
+    encoder = replace(autoencoder, encoder_name="vit_small_patch14_dinov2.lvd142m")
+    card = ModelCard(model_card(made, 1, encoder, None, None))
+    assert card.data.base_model == ["me/teacher", "timm/vit_small_patch14_dinov2.lvd142m"]
+    assert card.data.datasets == ["me/pets"]

@@ -27,6 +27,7 @@ from mfkit.flow.random import Draws
 from mfkit.flow.times import expand_to
 from mfkit.models.dit import AverageVelocityDiT, DiTConfig
 from mfkit.models.files import open_generator
+from mfkit.runtime.precision import autocast
 
 S = 0.6
 
@@ -424,6 +425,23 @@ def test_losses_by_a_late_r_are_those_of_single_evaluations(loss: IntervalObject
         found.append((value.item(), gradients))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     assert (found[0][1] - found[1][1]).norm() < 1e-3 * found[1][1].norm()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("loss", [SelfSplit(), MeanFlow(tangent="own")])
+def test_bfloat16_keeps_the_gradient(loss: IntervalObjective) -> None:
+    """Weights cast for a target, without a gradient, are cast again for the step (by autocast, from torch 2.10 on)."""
+    p, found = points(), {}
+    p = replace(p, z=torch.randn(6, 8, 2, 2), r=p.r.float(), t=p.t.float(), y=p.y % 4, progress=p.progress.float(),
+                third=p.third.float(), v=torch.randn(6, 8, 2, 2))  # fmt: skip
+    for precision in ("float32", "bf16"):
+        network = late_student()
+        network.late_r = False
+        with autocast(precision, torch.device("cpu")):
+            value = loss.resolved(precision).loss(Models(network, network), p).value
+        value.backward()
+        found[precision] = torch.cat([w.grad.flatten() for w in network.parameters() if w.grad is not None])
+    assert (found["bf16"] - found["float32"]).norm() < 0.05 * found["float32"].norm()
 
 
 def test_late_r_is_in_the_file_and_starts_as_the_teacher(mfkit, chain: Path) -> None:

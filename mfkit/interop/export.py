@@ -65,8 +65,7 @@ def export_pipeline(
     names = {str(index): name for index, name in enumerate(student.description.class_names)}
     scheduler = FlowMapEulerDiscreteScheduler(shift=1.0)
     pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), scheduler, names)
-    image_size = exported.autoencoder.config.image_size
-    card = model_card(student, parameter_count(exported.network), image_size, evaluation, license)
+    card = model_card(student, parameter_count(exported.network), exported.autoencoder.config, evaluation, license)
     with _atomic_folder(folder, overwrite) as partial:
         _save(pipeline, partial, variants)
         _describe(exported, pipeline, partial)

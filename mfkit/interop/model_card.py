@@ -1,5 +1,6 @@
 """The model card of an exported pipeline: what it is, how it was made, and how good it was measured to be."""
 
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -13,25 +14,27 @@ _NAMES = {
     "recall": "recall",
 }  # fmt: skip
 _CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
-
-
+_HUB = re.compile(r"hf://(?!datasets/)([\w.-]+/[\w.-]+)")
+_HUB_DATASET = re.compile(r"hf:/{1,2}datasets/([\w.-]+/[\w.-]+)")
 _TAGS = ["image-generation", "class-conditional", "mean-flow", "one-step"]
 
 
 def model_card(
-    student: GeneratorFile, parameters: int, image_size: int, evaluation: dict[str, Any] | None, license: str | None
+    student: GeneratorFile, parameters: int, autoencoder: Any, evaluation: dict[str, Any] | None, license: str | None
 ) -> str:
     """Markdown, with the hub's header; it shows ``grid.png``, which lies beside it.
 
+    :param autoencoder: its config.
     :param evaluation: what ``mfkit fid`` printed for images of this student; None where nothing was measured.
     :param license: as the hub names it; None where none is given.
     """
+    records, image_size = command_chain(student.artifact), autoencoder.image_size
     header = ModelCardData(
         library_name="diffusers", license=license, pipeline_tag="unconditional-image-generation", tags=_TAGS,
         model_name=student.path.stem, eval_results=_results(evaluation) if evaluation else None,
+        base_model=_base_models(records, autoencoder) or None, datasets=_datasets(records) or None,
     )  # fmt: skip
     provenance, class_names = student.artifact.provenance, student.description.class_names
-    records = command_chain(student.artifact)
     channels, height, width = student.latent_shape
     versions = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
     parts = [
@@ -70,6 +73,19 @@ def _results(measured: dict[str, Any]) -> list[EvalResult]:
         for name, label in _NAMES.items()
         if measured.get(name) is not None
     ]  # fmt: skip
+
+
+def _base_models(records: list[Record], autoencoder: Any) -> list[str]:
+    """Repositories of the hub: of weights that were imported, and of timm's encoder."""
+    encoder = getattr(autoencoder, "encoder_name", "")
+    of_timm = [f"timm/{encoder}"] if "." in encoder else []  # whose tag says which weights; the tiny one has none
+    return sorted({repo for record in records for repo in _HUB.findall(record.command)}) + of_timm
+
+
+def _datasets(records: list[Record]) -> list[str]:
+    """Of the hub."""
+    places = [str(entry.path) for record in records for entry in record.inputs.values() if entry.kind == "images"]
+    return sorted({found[1] for place in places if (found := _HUB_DATASET.match(place))})
 
 
 def _images(records: list[Record]) -> str:
