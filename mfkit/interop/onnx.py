@@ -65,7 +65,8 @@ def export_onnx(exported: Exported, path: Path, *, steps: int, weights: str, ove
         with atomic_write(path) as partial:
             model = WEIGHTS[weights](model, partial)
             onnx.helper.set_model_props(model, {key: str(value) for key, value in _metadata(exported, steps).items()})
-            _save(model, partial, beside=path.name + ".data")
+            data = path.with_name(path.name + ".data")
+            _save(model, partial, data)
             session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
             differences = [_difference(session, network, noise[:many], labels[:many]) for many in (_COMPARED, 1)]
             largest, mean = (float(measure(differences[0])) for measure in (np.max, np.mean))
@@ -73,8 +74,9 @@ def export_onnx(exported: Exported, path: Path, *, steps: int, weights: str, ove
                 raise InputError(
                     f"the graph of {exported.student.path} draws other pictures than PyTorch: {largest:.2g}"
                 )
+    size = sum(file.stat().st_size for file in (path, data) if file.exists())
     found = {
-        "output": str(path), "weights": weights, "steps": steps, "bytes": path.stat().st_size,
+        "output": str(path), "weights": weights, "steps": steps, "bytes": size,
         "largest_difference": largest, "mean_difference": mean, "pictures": _COMPARED,
     }  # fmt: skip
     return json.dumps(found, indent=2)
@@ -126,14 +128,15 @@ def _tidied(program: "torch.onnx.ONNXProgram") -> "torch.onnx.ONNXProgram":
     return program
 
 
-def _save(model: "ModelProto", partial: Path, beside: str) -> None:
-    """In one file; beyond what protobuf holds, with the weights in another beside it."""
+def _save(model: "ModelProto", partial: Path, data: Path) -> None:
+    """In one file; beyond what protobuf holds, with the weights in another beside it, ``data``."""
     import onnx
 
-    data = partial.with_name(beside)
     data.unlink(missing_ok=True)  # of an export before: it would be written on to
     outside = sum(len(weight.raw_data) for weight in model.graph.initializer) > _MOST_BYTES
-    onnx.save(model, partial, save_as_external_data=outside, location=beside if outside else None)
+    onnx.save(model, partial, save_as_external_data=outside, location=data.name if outside else None)
+    if outside:
+        data.chmod(partial.stat().st_mode)  # onnx lets the owner alone read it
 
 
 def _float32(model: "ModelProto", partial: Path) -> "ModelProto":
