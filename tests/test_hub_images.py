@@ -43,10 +43,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     (place / "pets" / "data").mkdir(parents=True)
     rows(8, colour=["red", "blue"] * 4).to_parquet(place / "pets" / "data" / "train-00000-of-00001.parquet")
     rows(3, colour=["red"] * 3).to_parquet(place / "pets" / "data" / "test-00000-of-00001.parquet")
+    (place / "other").mkdir()
+    other = rows(4, number=[5, 0, 2, 0], caption=["a", "b", "c", "d"])
+    other.to_parquet(place / "other" / "train.parquet")
     (place / "words").mkdir()
     datasets.Dataset.from_dict({"text": ["no", "pictures"]}).to_parquet(place / "words" / "train.parquet")
     with serving() as hub:
-        for name in ("pets", "words"):
+        for name in ("pets", "other", "words"):
             hub.add(f"datasets/me/{name}", place / name)
         yield hub
 
@@ -96,6 +99,7 @@ def test_splits_and_what_is_refused(hub: Hub, tmp_path: Path) -> None:
         ":nosuch": "nosuch",
         "?label=picture": "picture is no column of labels; there are kind, colour",
         "?colour=1": "give hf://datasets/owner/name",
+        "?label": "give hf://datasets/owner/name",
         "/../words": "has no column of images",
         "/../nothing": "me/nothing",
     }
@@ -110,12 +114,15 @@ for more in {list(refused)}:
         print(error)
     else:
         print("taken")
-print(len(open_images("hf://datasets/me/pets@main:test", 8)))
+test = open_images("hf://datasets/me/pets@main:test", 8)
+digests = {{open_images(f"hf://datasets/me/{{name}}", 8).artifact.digest for name in ("pets", "other", "pets:test")}}
+numbered = open_images("hf://datasets/me/other?label=number", 8)
+print(len(test), len(digests), numbered.artifact.config["class_names"], [numbered[i]["label"] for i in range(3)])
 """
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | hub.environment(tmp_path), capture_output=True, text=True
     )
     *told, count = done.stdout.splitlines()
-    assert count == "3", done.stderr
+    assert count == "3 3 ['0', '1', '2', '3', '4', '5'] [5, 0, 2]", done.stderr
     for line, words in zip(told, refused.values(), strict=True):
         assert words in line

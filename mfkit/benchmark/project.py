@@ -1,6 +1,8 @@
 """A small project for one's own images: settings, the chain as a script, and how long it takes on this machine."""
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +18,12 @@ from mfkit.benchmark.machine import machine
 from mfkit.benchmark.settings import BenchSettings
 from mfkit.config.presets import PRESETS, PresetName, resolve, resolve_training
 from mfkit.config.settings import AutoencoderSettings, GeneratorSettings, TrainingSettings
-from mfkit.data.images import class_names, native_size, open_images
+from mfkit.data.dataset import IndexedTars
+from mfkit.data.images import ImageFolder, class_names, native_size, open_images
 from mfkit.data.stream import StreamDataset
-from mfkit.errors import OutputError, UsageError
+from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.flow.objectives import Stage
 from mfkit.training import log
-from mfkit.training.autoencoder import train_rae
-from mfkit.training.task import RunOptions
 
 _FILES = ("config.toml", "run.sh", "README.md")
 _TRIAL_STEPS = 12
@@ -48,21 +49,29 @@ def new_project(folder: Path, images: str, preset: PresetName) -> str:
     :returns: the line for standard output.
     :raises OutputError: the folder has such files already.
     """
-    for name in _FILES:
-        if (folder / name).exists():
-            raise OutputError(f"{folder / name} exists; name another folder")
+    for path in (folder, *(folder / name for name in _FILES)):
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path} exists; name another folder")
     sizes = resolve(AutoencoderSettings, "train-rae", preset)
     size = sizes.image_size or native_size(images, sizes.patch)
     dataset = open_images(images, size)
     if isinstance(dataset, StreamDataset):
         raise UsageError(f"{images} is a stream; a project reads its images more than once: give a folder or shards")
-    location = str(Path(images).resolve()) if Path(images).exists() else images
-    classes, views = len(class_names(dataset.artifact)), len(dataset) * (2 if PRESETS[preset].mirror else 1)
+    as_it_is = dataset.artifact.is_keyword or "://" in images
+    location = images if as_it_is else str(Path(images).absolute())  # also of a glob or brace range
+    names = class_names(dataset.artifact)
+    if isinstance(dataset, ImageFolder) and (empty := set(range(len(names))) - set(dataset.labels)):
+        raise InputError(f"{images}: {names[min(empty)]} has no images, which drifting needs of each class; remove it")
+    classes, unnamed = len(names), 0
+    if not classes:
+        assert isinstance(dataset, IndexedTars)  # others name their classes
+        classes = unnamed = int(dataset.index.label.max()) + 1
+    views = len(dataset) * (2 if PRESETS[preset].mirror else 1)
     usual = resolve_training("bootstrap", preset, {"objective": "drifting"})[1].class_group
     steps = list(_timed(images, preset, replace(sizes, image_size=size), views))
     about: dict[str, Any] = {
         "name": folder.resolve().name, "images": location, "quoted": shlex.quote(location), "count": len(dataset),
-        "classes": classes, "size": size, "preset": preset, "steps": steps,
+        "classes": classes, "unnamed": unnamed, "size": size, "preset": preset, "steps": steps,
         "minutes": sum(step.seconds for step in steps) / 60, "machine": machine(), "recipe": PRESETS[preset],
         "samples": _SAMPLES, "lengths": {stage: settings.steps for stage, (_, settings) in _trainings(preset).items()},
         "real": min(usual, max(2, views // classes)),
@@ -115,13 +124,20 @@ def _timed(images: str, preset: PresetName, sizes: AutoencoderSettings, views: i
 
 
 def _autoencoder_rates(images: str, preset: PresetName, sizes: AutoencoderSettings) -> tuple[float, float]:
-    """Images a second, in the encoder's pre-training and in that of the decoder."""
-    flags = {"steps": _TRIAL_STEPS, "log_every": _TRIAL_STEPS // 2}
-    settings = resolve(TrainingSettings, "train-rae", preset, flags)
+    """Images a second, in the encoder's pre-training and in that of the decoder: by the command itself.
+
+    :raises InputError: it fails on these images.
+    """
+    options = {
+        "--encoder": TINY, "--preset": preset, "--image-size": sizes.image_size, "--patch": sizes.patch,
+        "--pretrain-steps": _TRIAL_STEPS, "--steps": _TRIAL_STEPS, "--log-every": _TRIAL_STEPS // 2,
+    }  # fmt: skip
     with TemporaryDirectory() as folder:
         output = Path(folder) / "rae.safetensors"
-        short = replace(sizes, pretrain_steps=_TRIAL_STEPS)
-        train_rae(open_images(images, sizes.image_size), TINY, None, preset, settings, short, RunOptions(output=output))
+        words = ["train-rae", "-q", "-o", str(output), *(str(word) for pair in options.items() for word in pair)]
+        done = subprocess.run([sys.executable, "-m", "mfkit", *words, "--", images], capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"training on {images} fails: {done.stderr.strip()}")
         logs = (output.with_name(f"rae{part}.log.jsonl") for part in (".encoder", ""))
         first, last = (float(log.read(path)[-1]["samples_per_second"]) for path in logs)
     return first, last

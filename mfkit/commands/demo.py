@@ -42,6 +42,7 @@ def demo(
     beside = Painter.open(teacher, rae) if teacher else None
     if beside and beside.file.kind != "teacher":
         raise InputError(f"--teacher {teacher} is a {beside.file.kind}")
-    if beside and beside.file.latent_shape != painter.file.latent_shape:
-        raise InputError(f"--teacher {teacher} is for other latents than {model}")
+    for said in ("latent_shape", "num_classes"):
+        if beside and getattr(beside.file, said) != getattr(painter.file, said):
+            raise InputError(f"--teacher {teacher} is for other latents or classes than {model}")
     show(painter, beside, host=host, port=port, ready=lambda address: print(address, flush=True))

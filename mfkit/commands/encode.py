@@ -20,7 +20,7 @@ from mfkit.config.settings import EncodeSettings
     """,
 )  # fmt: skip
 def encode(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
+    images: options.Images,
     output: options.OutputFolderOrStream,
     flags: options.Flags,
     rae: Annotated[Path | None, typer.Option(help="File or folder of the autoencoder.", metavar="FILE|DIR")] = None,

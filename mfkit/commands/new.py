@@ -17,7 +17,7 @@ from mfkit.commands import options
 )  # fmt: skip
 def new(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
+    images: options.Images,
     preset: Annotated[
         options.PresetName | None,
         typer.Option(help="Hyperparameters to start from.  [default: digits for digits, else small]"),

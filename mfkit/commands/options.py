@@ -55,6 +55,10 @@ Model = Annotated[
     str | None,
     typer.Option(help="Size of the network, or ARCHITECTURE:SIZE.  [default: the preset's]", metavar="SIZE"),
 ]
+Images = Annotated[
+    str,
+    typer.Argument(metavar="IMAGES", help="Folder, shards, .npz, hf://datasets/owner/name[:split], or `digits`."),
+]
 Rae = Annotated[Path | None, typer.Option(help="RAE, or VAE folder.  [default: the recorded one]", metavar="FILE|DIR")]
 EncoderWeights = Annotated[
     str | None,

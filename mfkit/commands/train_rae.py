@@ -19,7 +19,7 @@ from mfkit.config.settings import AutoencoderSettings, TrainingSettings
     """,
 )  # fmt: skip
 def train_rae(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder, shards, or `digits`.")],
+    images: options.Images,
     encoder: Annotated[
         str,
         typer.Option(

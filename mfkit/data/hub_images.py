@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from mfkit.artifacts.artifact import LISTING_DIGEST, Artifact
-from mfkit.data.codecs import MAX_IMAGE_BYTES, decode_image
+from mfkit.data.codecs import MAX_CLASSES, MAX_IMAGE_BYTES, decode_image
 from mfkit.data.skip import SkipPolicy
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import InputError, UsageError, reason
 from mfkit.formats.hub import hub_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_LOCATION = re.compile(r"hf:/{1,2}datasets/(?P<repo>[^/@:?]+/[^/@:?]+)(@(?P<revision>[^:?]+))?(:(?P<split>[^?]+))?")
+_LOCATION = re.compile(r"hf:/{1,2}datasets/(?P<repo>[^/@:?]+/[^/@:?]+)(@(?P<revision>[^/:?]+))?(:(?P<split>[^/?]+))?/?")
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 """Columns that are taken for the class where several could be."""
 
@@ -37,20 +37,21 @@ class HubImages:
         """:raises UsageError: the location is none, or ``datasets`` is not installed.
         :raises InputError: it cannot be fetched, or has no images."""
         head, _, query = location.partition("?")
-        found, chosen = _LOCATION.fullmatch(head), dict(parse_qsl(query))
-        if not found or chosen.keys() - {"config", "image", "label"}:
+        found, chosen = _LOCATION.fullmatch(head), dict(parse_qsl(query, keep_blank_values=True))
+        if not found or not all(chosen.values()) or chosen.keys() - {"config", "image", "label"}:
             raise UsageError(
                 f"{location}: give hf://datasets/owner/name[@revision][:split][?config=NAME&image=COLUMN&label=COLUMN]"
             )
         rows = _load(location, found["repo"], found["revision"], found["split"] or "train", chosen.get("config"))
         self._image = _image_column(location, rows, chosen.get("image"))
         self._label = _label_column(location, rows, chosen.get("label"))
-        names = _class_names(rows, self._label)
-        self._numbers = None if hasattr(rows.features.get(self._label), "names") else _numbers(names)
+        names = _class_names(location, rows, self._label)
+        texts = bool(self._label) and "string" in str(getattr(rows.features[self._label], "dtype", ""))
+        self._numbers = {name: number for number, name in enumerate(names)} if texts else None
         self._rows = rows.select_columns([name for name in (self._image, self._label) if name])
         self._location, self._size, self.skips = location, size, skips
         self.artifact = Artifact(
-            Path(location), "images", {"class_names": [str(name) for name in names]},
+            Path(location), "images", {"class_names": names},
             content_digest=LISTING_DIGEST + _digest(rows, self._image, self._label), is_keyword=True,
         )  # fmt: skip
 
@@ -61,10 +62,10 @@ class HubImages:
         row, place = self._rows[index], f"{self._location}: row {index}"
         held = row[self._image] or {}
         data = held.get("bytes")
-        if data is None and held.get("path"):
-            data = Path(held["path"]).read_bytes()
-        if data is None or len(data) > MAX_IMAGE_BYTES:
-            raise InputError(f"{place}: {'no image' if data is None else f'an image of {len(data)} bytes'}")
+        if data is None:  # a path beside it may be of any file here, so it is not followed
+            raise InputError(f"{place} holds no image")
+        if len(data) > MAX_IMAGE_BYTES:
+            raise InputError(f"{place}: an image of {len(data)} bytes")
         return {"image": decode_image(data, self._size, place), "label": self._class(row, place)}
 
     def _class(self, row: dict[str, Any], place: str) -> int:
@@ -80,10 +81,14 @@ class HubImages:
 def _load(location: str, repo: str, revision: str | None, split: str, config: str | None) -> "Dataset":
     try:
         from datasets import Image, load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UsageError(f"{location} needs the library datasets: pip install 'mfkit[datasets]'") from error
-    with hub_errors(f"{location} cannot be read"):
-        rows = load_dataset(repo, config, split=split, revision=revision)
+    try:
+        with hub_errors(f"{location} cannot be read"):  # with the scheme, a folder here of that name is not meant
+            rows = load_dataset(f"hf://datasets/{repo}", config, split=split, revision=revision)
+    except (DatasetsError, RuntimeError) as error:
+        raise InputError(f"{location} cannot be read: {reason(error)}") from error
     for name, feature in rows.features.items():
         if isinstance(feature, Image):
             rows = rows.cast_column(name, Image(decode=False))
@@ -121,19 +126,22 @@ def _one_of(location: str, role: str, chosen: str | None, columns: Sequence[str]
     return chosen or usual[0]
 
 
-def _class_names(rows: "Dataset", label: str | None) -> list[Any]:
-    """In the order of the class indices."""
+def _class_names(location: str, rows: "Dataset", label: str | None) -> list[str]:
+    """In the order of the class indices: numbers are indices themselves, words are sorted."""
     if label is None:
         return ["0"]
     names = getattr(rows.features[label], "names", None)
-    return list(names) if names else sorted(value for value in rows.unique(label) if value is not None)
-
-
-def _numbers(names: Sequence[Any]) -> dict[Any, int]:
-    return {name: number for number, name in enumerate(names)}
+    if names:
+        return list(names)
+    values = [value for value in rows.unique(label) if value is not None]
+    numbers = all(isinstance(value, int) for value in values)
+    count = max(values, default=-1) + 1 if numbers else len(values)
+    if not 0 < count <= MAX_CLASSES:
+        raise InputError(f"{location}: {label} has {count} classes; choose another column by ?label=COLUMN")
+    return [str(number) for number in range(count)] if numbers else sorted(values)
 
 
 def _digest(rows: "Dataset", *columns: str | None) -> str:
-    """Of the names of its files, which have the commit in them, and of what is taken of them."""
-    taken = [*sorted(rows.info.download_checksums or {}), str(rows.split), *map(str, columns)]
-    return hashlib.sha256("\0".join(taken).encode()).hexdigest()
+    """Of the names of the tables in the cache, which have repository, config and commit in them, and of the choice."""
+    tables = sorted("/".join(Path(table["filename"]).parts[-5:]) for table in rows.cache_files)
+    return hashlib.sha256("\0".join([*tables, str(rows.split), *map(str, columns)]).encode()).hexdigest()

@@ -113,6 +113,7 @@ class ImageFolder:
         beside = sum(_suffix(file) in IMAGE_SUFFIXES for file in folder.iterdir()) if classes else 0
         _warn_of_ignored(folder, beside, len(found) - len(self._files))
         self._folder, self._config = folder, config
+        self.labels = [label for _, label in self._files]
 
     @cached_property
     def artifact(self) -> Artifact:
@@ -217,7 +218,9 @@ def recorded_images(artifact: Artifact, size: int | None, option: str) -> ImageD
     :param option: the option that names them by hand, for the error.
     """
     recorded = artifact.inputs["images"].path if "images" in artifact.inputs else None
-    is_keyword = str(recorded).partition(":")[0] == DIGITS or is_hub_dataset(str(recorded))
+    if is_hub_dataset(str(recorded)):  # a file of others says it, and nothing is fetched for that
+        raise InputError(f"{artifact.path} is of {recorded}: name it by {option}")
+    is_keyword = str(recorded).partition(":")[0] == DIGITS
     found = open_images(str(recorded) if is_keyword else str(artifact.input_path("images", option)), size)
     artifact.check_input("images", found.artifact, option)
     return found

@@ -9,13 +9,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mfkit.artifacts.artifact import file_digest
-from mfkit.artifacts.atomic import write_errors
-from mfkit.errors import InputError, UsageError, reason
+from mfkit.artifacts.atomic import sync_files, write_errors, write_text
+from mfkit.errors import InputError, MfkitError, UsageError, reason
 from mfkit.runtime.distributed import processes
 
 logger = logging.getLogger(__name__)
@@ -23,54 +24,87 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS, _WAIT, _TIMEOUT = 5, 1.0, 60.0
 """Of a transfer that brings nothing; seconds before the next, doubled each time; seconds of silence that end one."""
 _CHUNK = 1 << 20
+_LOCATION = ".location"
+"""In the copy of a folder: where the folder is."""
+
+
+class FetchError(MfkitError):
+    """A transfer that failed. It is no fault of a sample, so none is skipped for it."""
+
+    exit_code = InputError.exit_code
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether tars of this folder are fetched when they are read."""
+    return (folder / _LOCATION).is_file()
+
+
+def copied_location(folder: Path) -> str:
+    return (folder / _LOCATION).read_text().strip()
 
 
 def cache_folder(cache: Path, location: str) -> Path:
-    """Where what a location names is kept.
-
-    :raises UsageError: the location cannot be kept.
-    """
-    if urlsplit(location).scheme not in ("http", "https"):
-        raise UsageError(f"--cache keeps what http:// or https:// locations name; {location} is none")
+    """Where what a location names is kept."""
     return cache / hashlib.sha256(location.encode()).hexdigest()[:16]
+
+
+def check_url(url: str) -> None:
+    """:raises UsageError: it is nothing that can be kept."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        known = False
+    if not known or not url.isascii():
+        raise UsageError(f"--cache keeps what http:// or https:// locations name; {url} is none")
+
+
+def keep_index(location: str, name: str, folder: Path) -> None:
+    """Begins the copy of a folder that mfkit wrote, by its index."""
+    fetch(f"{location}/{name}", folder / name)
+    write_text(folder / _LOCATION, location + "\n")
 
 
 def fetch_tar(location: str, digests: Mapping[Path, str], path: Path) -> None:
     """The copy of a tar of a folder that mfkit wrote.
 
-    :param digests: what copies must have, by their paths. :raises InputError: it cannot be fetched, or is another.
+    :param digests: what copies must have, by their paths. :raises FetchError: it cannot be fetched, or is another.
     """
-    if not path.exists():
-        fetch(f"{location.rstrip('/')}/{path.name}", path, digest=digests[path])
+    fetch(f"{location}/{quote(path.name)}", path, digest=digests[path])
 
 
 def fetch_all(urls: Sequence[str], folder: Path) -> list[Path]:
-    """Copies of these files. Processes that share a disk fetch different ones first, and wait for those of others."""
+    """Copies of these files. Processes begin with different ones, and wait for those that others fetch."""
     files = [folder / f"{number:05d}.tar" for number in range(len(urls))]
     world = processes()
-    begin = len(urls) * world.local_process_index // world.num_processes
+    begin = len(urls) * world.process_index // world.num_processes
     for number in [*range(begin, len(urls)), *range(begin)]:
-        if not files[number].exists():
-            fetch(urls[number], files[number])
+        fetch(urls[number], files[number])
     return files
 
 
 def fetch(url: str, path: Path, *, digest: str | None = None) -> None:
-    """Makes ``path`` the copy of a file, whole and of the size that the server says.
+    """Makes ``path`` the copy of a file, whole and of the size that the server says; once there, it stays.
 
-    Other processes and threads that want it wait for the first. What an interrupted one has fetched is kept.
+    Other processes and threads that want it wait for the first. What an interrupted one has fetched is kept, and gone
+    on with as long as the server says that the file is still the same.
 
-    :param digest: what the copy must have.
+    :param digest: what the copy must have. :raises FetchError: it cannot be fetched, or is another.
     """
+    if path.exists():
+        return
     with _alone(path) as partial:
         if path.exists():
             return
         logger.info("fetching %s", url)
         _transfer(url, partial)
-        if digest and file_digest(partial) != digest:
+        if digest is not None and file_digest(partial) != digest:
             partial.unlink()
-            raise InputError(f"{url} is not what its index says: its digest differs")
+            raise FetchError(
+                f"{url} is not what its index says: its digest differs; if it was written anew, delete {path.parent}"
+            )
         with write_errors(path):
+            sync_files([partial])
             partial.replace(path)
 
 
@@ -81,47 +115,81 @@ def _alone(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            logger.warning("%s is on a file system without locks: one process at a time may fetch into it", path.parent)
         yield path.with_name(f".{path.name}.partial")
     finally:
         os.close(lock)
 
 
 def _transfer(url: str, partial: Path) -> None:
-    failures, wait = 0, _WAIT
+    failures, most = 0, _size(partial)
     while True:
-        before = partial.stat().st_size if partial.exists() else 0
         try:
-            _go_on(url, partial, before)
+            _go_on(url, partial)
+            _version_file(partial).unlink(missing_ok=True)
             return
-        except (HTTPException, OSError) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
-                raise InputError(f"{url} cannot be fetched: {error.code} {error.reason}") from error
-            came = partial.exists() and partial.stat().st_size > before
-            failures, wait = (1, _WAIT) if came else (failures + 1, 2 * wait)
+        except (HTTPException, OSError, ValueError) as error:
+            if isinstance(error, ValueError) or (
+                isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (416, 429)
+            ):
+                raise FetchError(f"{url} cannot be fetched: {reason(error)}") from error
+            failures = 1 if _size(partial) > most else failures + 1
+            most = max(most, _size(partial))
             if failures >= _ATTEMPTS:
-                raise InputError(f"{url} cannot be fetched: {reason(error)}") from error
-            logger.info("%s: %s; trying again", url, reason(error))
-            time.sleep(wait)
+                raise FetchError(f"{url} cannot be fetched: {reason(error)}") from error
+            logger.warning("%s: %s; trying again", url, reason(error))
+            time.sleep(_WAIT * 2 ** (failures - 1))
 
 
-def _go_on(url: str, partial: Path, begin: int) -> None:
-    """Fetches what is missing."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+def _go_on(url: str, partial: Path) -> None:
+    """Fetches what is missing of the version that was begun with; all, where that is not known or gone."""
+    begun, version = _size(partial), _version_file(partial)
+    headers = {}
+    if begun and version.exists():
+        headers = {"Range": f"bytes={begun}-", "If-Range": version.read_text()}
     try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if begin and error.code == 416:  # nothing is missing, or it has become shorter
-            partial.unlink()
-            raise ConnectionError("what was fetched before is no part of it") from error
+        if error.code == 416:
+            if error.headers.get("Content-Range") == f"bytes */{begun}":
+                return  # nothing is missing
+            version.unlink(missing_ok=True)  # so that the next attempt begins anew
         raise
     with answer:
-        begin = begin if answer.status == 206 else 0
+        place = answer.headers.get("Content-Range", "")
+        if answer.status == 206 and not place.startswith(f"bytes {begun}-"):
+            version.unlink(missing_ok=True)
+            raise ConnectionError(f"another part came: {place or 'the server does not say which'}")
+        goes_on = answer.status == 206
         length, came = answer.headers.get("Content-Length"), 0
-        with partial.open("ab" if begin else "wb") as file:
+        with write_errors(partial):
+            if not goes_on:
+                version.unlink(missing_ok=True)
+                if (mark := _version(answer.headers)) is not None:
+                    version.write_text(mark)
+            file = partial.open("ab" if goes_on else "wb")
+        with file:
             while chunk := answer.read(_CHUNK):
                 with write_errors(partial):
                     file.write(chunk)
                 came += len(chunk)
     if length is not None and came != int(length):
         raise ConnectionError(f"{came} of {length} bytes came")
+
+
+def _version(headers: Message) -> str | None:
+    """By which a server takes up a transfer again; a weak ETag does not say that the bytes are the same."""
+    tag = headers.get("ETag") or headers.get("Last-Modified")
+    return tag if tag and not tag.startswith("W/") else None
+
+
+def _version_file(partial: Path) -> Path:
+    """Says by which ETag or date the server knows what was begun with."""
+    return partial.with_name(f"{partial.name}.version")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

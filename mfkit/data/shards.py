@@ -1,22 +1,25 @@
 """What a SHARDS argument opens as: tars on this machine by random access, anything else as a stream in order."""
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from webdataset.shardlists import expand_urls
 
 from mfkit.artifacts.artifact import INDEX_NAME, Artifact, open_artifact
 from mfkit.config.settings import DEFAULT_READING, Reading
 from mfkit.data.dataset import Decode, IndexedTars
-from mfkit.data.index import FolderIndex, SampleIndex, index_tars, read_index, scan_tar
-from mfkit.data.remote import cache_folder, fetch, fetch_all, fetch_tar
+from mfkit.data.index import SampleIndex, index_tars, read_index, scan_tar
+from mfkit.data.remote import cache_folder, check_url, copied_location, fetch_all, fetch_tar, is_copy, keep_index
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.stream import StreamDataset, listed_artifact
 from mfkit.data.writer import STREAM, check_finished
-from mfkit.errors import InputError, UsageError
+from mfkit.errors import InputError, UsageError, reason
 from mfkit.runtime.distributed import processes
+
+_COMPRESSED = {".gz", ".tgz", ".bz2", ".xz", ".zst"}
 
 
 def open_shards(
@@ -31,14 +34,15 @@ def open_shards(
     :param arrays: what samples hold besides the label, where that is arrays alone: they are read in place.
     """
     skips, path = SkipPolicy(reading.on_error), Path(location)
+    if reading.cache and is_copy(path) and path.resolve().is_relative_to(reading.cache.resolve()):
+        return _open_folder(path, kinds, skips, decode, arrays, fetches=True)
     if reading.cache:
-        artifact, index, fetch = _open_remote(location, kinds, skips, reading.cache)
-        return IndexedTars(artifact, index, decode, skips, arrays, fetch)
+        return _open_remote(location, kinds, skips, reading.cache, decode, arrays)
     check_finished(path)
     if location == STREAM and processes().num_processes > 1:
         raise UsageError("standard input has one reader: run one process, or give shards")
     if path.is_dir() and (path / INDEX_NAME).exists():
-        return IndexedTars(*_open_folder(path, kinds, skips), decode, skips, arrays)
+        return _open_folder(path, kinds, skips, decode, arrays)
     if path.is_file() and path.suffix == ".safetensors":
         raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kinds[0]}")
     urls = shard_urls(location)
@@ -47,36 +51,64 @@ def open_shards(
     return StreamDataset(location, urls, decode, kinds, skips)
 
 
-def _open_folder(path: Path, kinds: tuple[str, ...], skips: SkipPolicy) -> tuple[Artifact, SampleIndex]:
-    artifact, index = open_artifact(path, kinds), _index_of(path)
-    for shard in index.shards if not skips.skips else []:
+def _open_folder(
+    path: Path, kinds: tuple[str, ...], skips: SkipPolicy, decode: Decode, arrays: Sequence[str], *,
+    fetches: bool = False,
+) -> IndexedTars:  # fmt: skip
+    """:param fetches: it is a copy, whose tars come when they are read. Nobody's folder has mfkit fetch by itself."""
+    artifact, index = open_artifact(path, kinds), read_index(path)
+    if not index.shards:
+        raise InputError(f"{path / INDEX_NAME} names no shards")
+    fetch = None
+    if fetches:
+        digests = {path / shard.name: shard.digest for shard in index.shards}
+        fetch = partial(fetch_tar, copied_location(path), digests)
+    for shard in index.shards if not (skips.skips or fetch) else []:
         file = path / shard.name
+        if not file.is_file() and is_copy(path):
+            raise InputError(f"{file} is not fetched yet: pass --cache {path.parent}")
         if not file.is_file():
             raise InputError(f"{file}, named in {INDEX_NAME}, is missing")
         if file.stat().st_size < shard.offsets[-1]:
             raise InputError(f"{file} is truncated: {file.stat().st_size} bytes of {shard.offsets[-1]}")
-    return artifact, index.of_folder(path)
+    return IndexedTars(artifact, index.of_folder(path), decode, skips, arrays, fetch)
 
 
 def _open_remote(
-    location: str, kinds: tuple[str, ...], skips: SkipPolicy, cache: Path
-) -> tuple[Artifact, SampleIndex, Callable[[Path], None] | None]:
-    """The copy of a folder that mfkit wrote, whose tars are fetched when they are read; or copies of all tars."""
-    copy = cache_folder(cache, location)
-    if location.endswith(".tar"):
+    location: str, kinds: tuple[str, ...], skips: SkipPolicy, cache: Path, decode: Decode, arrays: Sequence[str]
+) -> IndexedTars:
+    """The copy of a folder that mfkit wrote, whose tars are fetched when they are read; or copies of all tars.
+
+    :raises UsageError: the location is neither. :raises InputError: it is damaged; then nothing of it is kept.
+    """
+    location = location.rstrip("/")
+    try:
         urls = expand_urls(location)
-        return *_scan(location, fetch_all(urls, copy), kinds, skips, urls), None
-    fetch(f"{location.rstrip('/')}/{INDEX_NAME}", copy / INDEX_NAME)
-    artifact, index = open_artifact(copy, kinds), _index_of(copy)
-    digests = {copy / shard.name: shard.digest for shard in index.shards}
-    return artifact, index.of_folder(copy), partial(fetch_tar, location, digests)
+    except ValueError as error:
+        raise UsageError(f"--cache: {location}: {reason(error)}") from error
+    for url in urls:
+        check_url(url)
+    copy, suffixes = cache_folder(cache, location), {Path(urlsplit(url).path).suffix for url in urls}
+    if suffixes == {".tar"}:
+        files = fetch_all(urls, copy)
+        try:
+            return IndexedTars(*_scan(location, files, kinds, skips, urls), decode, skips, arrays)
+        except InputError:
+            _discard(file for file in files if scan_tar(file).error)
+            raise
+    if suffixes & _COMPRESSED or len(urls) > 1:
+        raise UsageError(f"--cache keeps .tar files that are not compressed, and folders that mfkit wrote: {location}")
+    keep_index(location, INDEX_NAME, copy)
+    try:
+        return _open_folder(copy, kinds, skips, decode, arrays, fetches=True)
+    except InputError as error:
+        _discard([copy / INDEX_NAME])
+        raise InputError(f"{location}: {error}") from error
 
 
-def _index_of(folder: Path) -> FolderIndex:
-    index = read_index(folder)
-    if not index.shards:
-        raise InputError(f"{folder / INDEX_NAME} names no shards")
-    return index
+def _discard(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _scan(

@@ -1,6 +1,7 @@
 """The model card of an exported pipeline: what it is, how it was made, and how good it was measured to be."""
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -14,8 +15,8 @@ _NAMES = {
     "recall": "recall",
 }  # fmt: skip
 _CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
-_HUB = re.compile(r"hf://(?!datasets/)([\w.-]+/[\w.-]+)")
-_HUB_DATASET = re.compile(r"hf:/{1,2}datasets/([\w.-]+/[\w.-]+)")
+_HUB = re.compile(r"hf://(?!datasets/)(\w[\w.-]*/\w[\w.-]*)")
+_HUB_DATASET = re.compile(r"hf:/{1,2}datasets/(\w[\w.-]*/\w[\w.-]*)")
 _TAGS = ["image-generation", "class-conditional", "mean-flow", "one-step"]
 
 
@@ -77,9 +78,16 @@ def _results(measured: dict[str, Any]) -> list[EvalResult]:
 
 def _base_models(records: list[Record], autoencoder: Any) -> list[str]:
     """Repositories of the hub: of weights that were imported, and of timm's encoder."""
-    encoder = getattr(autoencoder, "encoder_name", "")
-    of_timm = [f"timm/{encoder}"] if "." in encoder else []  # whose tag says which weights; the tiny one has none
-    return sorted({repo for record in records for repo in _HUB.findall(record.command)}) + of_timm
+    encoder, commands = getattr(autoencoder, "encoder_name", ""), [record.command.split() for record in records]
+    imported = {
+        found[1]
+        for words in commands
+        for before, word in pairwise(words)
+        if (words[1:2] == ["import"] or before == "--encoder-weights") and (found := _HUB.match(word))
+    }
+    # A tag says which of timm's weights; the tiny encoder has none.
+    of_timm = "." in encoder and not any("--encoder-weights" in words for words in commands)
+    return sorted(imported) + ([f"timm/{encoder}"] if of_timm else [])
 
 
 def _datasets(records: list[Record]) -> list[str]:

@@ -123,6 +123,7 @@ class AverageVelocityDiT(_DiT, Student):
         u = self._head(z, s, time + interval)
         if others is None:
             return u
+        assert self.late_r
         with torch.no_grad():
             z, s, t, time = (values[rows] for values in (z, s, t, time))
             return u, torch.stack([self._head(z, s, time + self.r_embedder(t - other)) for other in others])

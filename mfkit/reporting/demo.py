@@ -48,6 +48,9 @@ def show(model: Painter, teacher: Painter | None, *, host: str, port: int | None
     except OSError as error:
         at = f"--host {host}" + (f" --port {port}" if port else "")
         raise InputError(f"{at}: {error.strerror or error}") from error
+    for painter in (model, teacher):
+        if painter:  # the first evaluation takes longer than any other
+            painter.draw(painter.noise(0, 1), torch.zeros(1, dtype=torch.long), 1)
     page = build(model, teacher)
     theme = gradio.themes.Default(font=_FONTS, font_mono=["monospace"])
     _, address, _ = page.launch(
@@ -75,8 +78,15 @@ def build(model: Painter, teacher: Painter | None) -> "Blocks":
         shown = gradio.Gallery(
             label="Pictures", show_label=False, columns=columns, object_fit="contain", height="auto", format="png"
         )  # fmt: skip
-        draw = [page.load, *(one.change for one in inputs)]
-        gradio.on(draw, function, inputs, shown, api_name=function.__name__, trigger_mode="always_last")
+
+        def drawn(*values: Any) -> Drawn:
+            return [] if None in values else function(*values)  # a field was emptied
+
+        # One at a time, so that none waits for another while its time is taken.
+        gradio.on(
+            [page.load, *(one.change for one in inputs)], drawn, inputs, shown, api_name=function.__name__,
+            trigger_mode="always_last", concurrency_id="draw", concurrency_limit=1,
+        )  # fmt: skip
 
     with gradio.Blocks(title="mfkit demo", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gradio.Markdown(f"# {model.file.path.name}")
