@@ -48,7 +48,8 @@ def test_help_shows_what_each_preset_sets(command: str, mfkit) -> None:
     text = " ".join(mfkit(f"{command} --help").out.split())
     for preset, values in ((name, preset.commands.get(command, {})) for name, preset in PRESETS.items()):
         for name, value in values.items():
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            several = value if isinstance(value, tuple) else (value,)
+            shown = " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in several)
             described = text.partition(f" --{name.replace('_', '-')} ")[2].partition(" --")[0]
             own = rf"\b{preset}\b[^;\]]*: {re.escape(shown)}[;\]]"
             assert re.search(own, described) or f"[default: {shown}" in described, (preset, name)
@@ -172,7 +173,7 @@ def test_standard_output_holds_the_result_alone(mfkit, chain: Path, tmp_path: Pa
 def test_dry_run_says_everything_and_does_nothing(mfkit, chain: Path, tmp_path: Path) -> None:
     result = mfkit(f"train-teacher {chain}/latents -o t.safetensors --learning-rate 0.5 --dry-run")
     plan = json.loads(result.out)
-    assert plan["settings"]["learning_rate"] == 0.5 and plan["settings"]["ema"] == 0.999
+    assert plan["settings"]["learning_rate"] == 0.5 and plan["settings"]["ema"] == [0.999]
     network = load_file(chain / "teacher.safetensors")
     fixed = ("pos_embed", "t_embedder.W")
     trained = {name: value for name, value in network.items() if "rope" not in name and name not in fixed}
@@ -186,7 +187,10 @@ def test_presets_are_overridden_by_flags_and_inherited(mfkit, chain: Path) -> No
     assert inherited["settings"]["batch_size"] == 64
     named = f"distill --teacher {chain}/teacher.safetensors -o x.safetensors --preset imagenet256 --ema 0.5 --dry-run"
     settings = json.loads(mfkit(named).out)["settings"]
-    assert settings["steps"] == 180_000 and settings["ema"] == 0.5
+    assert settings["steps"] == 180_000 and settings["ema"] == [0.5]
+    for typed in ("--ema 0.5,0.9", "--ema=0.5,0.9", "--ema 0.5 --ema 0.9"):
+        several = json.loads(mfkit(named.replace("--ema 0.5", typed)).out)["settings"]
+        assert several["ema"] == [0.5, 0.9]
 
 
 def test_distill_finds_latents_start_and_name(mfkit, chain: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_what_it_needs(mfkit, chain: Path, tmp_path: Path) -> None:
 
 def test_several_averages_at_once(mfkit, chain: Path, tmp_path: Path) -> None:
     """Each is what a run with that decay alone writes; all are measured, and the best of them is kept."""
-    more = f" --ema 0.5 --more-ema 0.9 --more-ema 0.1 --fid-every 3 --fid-images {COUNT}"
+    more = f" --ema 0.5,0.9,0.1 --fid-every 3 --fid-images {COUNT}"
     assert mfkit(command(chain, "t", more)).code == 0
     for decay in (0.9, 0.1):
         assert mfkit(command(chain, "alone", f" --ema {decay} --overwrite")).code == 0

@@ -55,11 +55,11 @@ def test_learning_rates() -> None:
 @pytest.mark.parametrize(
     ("preset", "stage", "expected"),
     [
-        ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=0.9995, class_dropout=0.1)),
-        ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=0.999, max_grad_norm=1.0)),
-        ("imagenet256", "distill", dict(steps=180_000, batch_size=256, learning_rate=1e-4, ema=0.9999)),
-        ("imagenet512", "distill", dict(steps=20_000, batch_size=128, ema=0.9995)),
-        ("imagenet512", "bootstrap", dict(steps=10_000, batch_size=128, ema=0.9995)),
+        ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=(0.9995,), class_dropout=0.1)),
+        ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=(0.999,), max_grad_norm=1.0)),
+        ("imagenet256", "distill", dict(steps=180_000, batch_size=256, learning_rate=1e-4, ema=(0.9999,))),
+        ("imagenet512", "distill", dict(steps=20_000, batch_size=128, ema=(0.9995,))),
+        ("imagenet512", "bootstrap", dict(steps=10_000, batch_size=128, ema=(0.9995,))),
     ],
 )
 def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
@@ -156,7 +156,7 @@ def test_the_moving_average_decays_as_that_of_diffusers() -> None:
         with torch.no_grad():
             parameter += torch.randn(5)
         theirs.step([parameter])
-        ours.lerp_(parameter.detach(), 1 - ema_decay(settings(ema=0.7), step))
+        ours.lerp_(parameter.detach(), 1 - ema_decay(settings(ema=(0.7,)), step))
     torch.testing.assert_close(ours, theirs.shadow_params[0], rtol=1e-12, atol=0)
 
 

@@ -141,6 +141,8 @@ def _typed(parameter: Any, ctx: Any, value: Any, place: str) -> list[str]:
         if not isinstance(value, bool):
             raise UsageError(f"{place} is {_shown(value)}; it is true or false")
         return [parameter.opts[0]] if value else parameter.secondary_opts[:1]
+    if getattr(parameter, "multiple", False) and not isinstance(value, list):
+        value = [value]
     many = getattr(parameter, "multiple", False) or parameter.nargs != 1
     if many != isinstance(value, list):
         raise UsageError(f"{place} is {_shown(value)}; it takes {'a list' if many else 'one value'}")

@@ -4,7 +4,7 @@ Only the standard library and typer are imported here, so that help answers at o
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -200,10 +200,13 @@ class Subcommand:
             hints = get_type_hints(kind, include_extras=True)
             parameters += [_parameter(item.name, hints[item.name], item.default) for item in fields(kind)]
         flags = {"objective": objective_option(objectives)} if objectives else {}
+        lists = set()
         for kind in (*objectives.values(), *self.settings):
             hints = get_type_hints(kind)
             for item in settings_of(kind):
                 flags.setdefault(item.name, setting_option(item, hints[item.name], kind, name))
+                if hints[item.name] in (tuple[float, ...], tuple[int, ...]):
+                    lists.add(f"--{item.name.replace('_', '-')}")
         parameters += [_parameter(flag, annotation, None) for flag, annotation in flags.items()]
 
         def run(**values: Any) -> None:
@@ -229,7 +232,7 @@ class Subcommand:
         shelf = [(kind.name, about(kind, self.stage)) for kind in objectives.values() if self.stage]
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command(
-            name, cls=_command_class(self.examples, shelf), no_args_is_help=True, context_settings=HELP_OPTIONS
+            name, cls=_command_class(self.examples, shelf, lists), no_args_is_help=True, context_settings=HELP_OPTIONS
         )(run)
         built = typer.main.get_command(app)
         assert isinstance(built, TyperCommand)
@@ -265,7 +268,21 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCommand]:
+def _one_by_one(arguments: list[str], repeatable: Collection[str]) -> list[str]:
+    """Numbers of a repeatable option, ``--ema 0.999,0.99``, as if each had been given by itself."""
+    found: list[str] = []
+    for word in arguments:
+        name, equals, values = word.partition("=")
+        if found and found[-1] in repeatable and "," in word:
+            name, values = found.pop(), word
+        elif not (equals and name in repeatable):
+            found.append(word)
+            continue
+        found += [part for value in values.split(",") for part in (name, value)]
+    return found
+
+
+def _command_class(examples: str, shelf: list[tuple[str, str]], lists: Collection[str]) -> type[TyperCommand]:
     """A command whose help is plain text: a section for each heading, then the objectives, then examples."""
 
     class Command(TyperCommand):
@@ -273,7 +290,7 @@ def _command_class(examples: str, shelf: list[tuple[str, str]]) -> type[TyperCom
             from mfkit.commands.main import COMMANDS
 
             with one_line_errors([]):
-                args = with_config(self, ctx, args, COMMANDS)
+                args = _one_by_one(with_config(self, ctx, args, COMMANDS), lists)
             try:
                 return super().parse_args(ctx, args)
             except typer.BadParameter as error:

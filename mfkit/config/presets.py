@@ -75,34 +75,34 @@ _DIGITS = Preset(
     encoder_arguments=TINY_ENCODER,
     commands={
         "train-rae": _SMALL | dict(
-            steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=0.0, ema=0.99, image_size=32, patch=8,
-            decoder="tiny", noise_tau=0.4, pretrain_steps=200,
+            steps=300, optimizer="muon", learning_rate=3e-3, final_learning_rate=0.0, ema=(0.99,), image_size=32,
+            patch=8, decoder="tiny", noise_tau=0.4, pretrain_steps=200,
         ),
         "encode": dict(batch_size=100, shard_size=500),
         "train-teacher": _SMALL_GENERATOR | dict(
-            steps=1650, optimizer="muon", learning_rate=5e-3, final_learning_rate=5e-5, warmup=100, ema=0.999,
+            steps=1650, optimizer="muon", learning_rate=5e-3, final_learning_rate=5e-5, warmup=100, ema=(0.999,),
             time_shift=4.0,
         ),
         "trajectories": dict(batch_size=100, solver_steps=10, solver="heun", shard_size=500),
         "midtrain": _SMALL_GENERATOR | dict(
-            steps=400, optimizer="muon", learning_rate=3e-3, final_learning_rate=2e-5, ema=0.995, ratio_to_data=0.75
+            steps=400, optimizer="muon", learning_rate=3e-3, final_learning_rate=2e-5, ema=(0.995,), ratio_to_data=0.75
         ),
         "distill": _SMALL_GENERATOR | dict(
-            steps=60, learning_rate=1e-4, final_learning_rate=2e-6, ema=0.995, norm_p=0.0, finite_difference_step=0.1
+            steps=60, learning_rate=1e-4, final_learning_rate=2e-6, ema=(0.995,), norm_p=0.0, finite_difference_step=0.1
         ),
         "bootstrap": _SMALL_GENERATOR | dict(
-            steps=20, learning_rate=2e-5, final_learning_rate=1e-6, ema=0.99, norm_p=0.0
+            steps=20, learning_rate=2e-5, final_learning_rate=1e-6, ema=(0.99,), norm_p=0.0
         ),
         "bootstrap drifting": _SMALL_GENERATOR | dict(
-            steps=360, batch_size=96, learning_rate=2.5e-4, final_learning_rate=5e-6, warmup=20, ema=0.98,
+            steps=360, batch_size=96, learning_rate=2.5e-4, final_learning_rate=5e-6, warmup=20, ema=(0.98,),
             view=("latent",), temperature=(0.05, 0.15, 0.5), generated=48, extra=48, real=128,
         ),
         "bootstrap frechet": _SMALL_GENERATOR | dict(
-            steps=200, batch_size=250, learning_rate=1e-5, final_learning_rate=5e-7, warmup=20, ema=0.98,
+            steps=200, batch_size=250, learning_rate=1e-5, final_learning_rate=5e-7, warmup=20, ema=(0.98,),
             moments_decay=0.9, moment_samples=2000,
         ),
         "train-mean-flow": _SMALL_GENERATOR | dict(
-            steps=2800, learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, ema=0.999, time_shift=4.0
+            steps=2800, learning_rate=1e-3, final_learning_rate=1e-5, warmup=100, ema=(0.999,), time_shift=4.0
         ),
     },
 )  # fmt: skip
@@ -143,14 +143,14 @@ _SMALL_IMAGES = Preset(
 )
 
 _DRIFT_RAE = dict(
-    steps=10_000, batch_size=32 * 64, learning_rate=3e-5, final_learning_rate=3e-7, schedule="linear", ema=0.9995,
+    steps=10_000, batch_size=32 * 64, learning_rate=3e-5, final_learning_rate=3e-7, schedule="linear", ema=(0.9995,),
     ema_warmup=1000, field="token", view=("token",), generated=64, extra=192, real=256,
 )  # fmt: skip
 """Drift-RAE's figures (arXiv 2606.15553), of ImageNet at 256 pixels; none are published for 512."""
 
 _FD_LOSS = dict(
-    steps=62_500, batch_size=1024, learning_rate=1e-6, final_learning_rate=0.0, schedule="cosine", warmup=6250, ema=0.0,
-    max_grad_norm=0.0,
+    steps=62_500, batch_size=1024, learning_rate=1e-6, final_learning_rate=0.0, schedule="cosine", warmup=6250,
+    ema=(0.0,), max_grad_norm=0.0,
     space=("inception", "vit_large_patch16_224.mae", "vit_so400m_patch16_siglip_256.v2_webli"),
 )  # fmt: skip
 """FD-loss on three networks (arXiv 2604.28190), 50 epochs, whose online weights are taken."""
@@ -167,12 +167,13 @@ _IMAGENET256 = Preset(
     commands={
         "train-rae": dict(
             steps=80_000, batch_size=512, learning_rate=2e-4, final_learning_rate=2e-5, schedule="cosine", warmup=5000,
-            ema=0.9978, max_grad_norm=0.0, perceptual="lpips", discriminator="vit_small_patch8_224.dino",
+            ema=(0.9978,), max_grad_norm=0.0, perceptual="lpips", discriminator="vit_small_patch8_224.dino",
         ),
         "train-teacher": dict(
-            steps=100_000, batch_size=1024, learning_rate=2e-4, final_learning_rate=2e-5, schedule="linear", ema=0.9995
+            steps=100_000, batch_size=1024, learning_rate=2e-4, final_learning_rate=2e-5, schedule="linear",
+            ema=(0.9995,),
         ),
-        "midtrain": dict(steps=27_000, ema=0.999),
+        "midtrain": dict(steps=27_000, ema=(0.999,)),
         "distill": dict(steps=180_000),
         "bootstrap": dict(steps=10_000),
         "bootstrap drifting": _DRIFT_RAE,
@@ -208,9 +209,9 @@ _IMAGENET512 = Preset(
         "encode": dict(batch_size=64, shard_size=500),
         "train-teacher": _IMAGENET256.commands["train-teacher"],
         "trajectories": dict(batch_size=64, shard_size=50),
-        "midtrain": dict(steps=27_000, batch_size=128, ema=0.999),
-        "distill": dict(steps=20_000, batch_size=128, ema=0.9995),
-        "bootstrap": dict(steps=10_000, batch_size=128, ema=0.9995),
+        "midtrain": dict(steps=27_000, batch_size=128, ema=(0.999,)),
+        "distill": dict(steps=20_000, batch_size=128, ema=(0.9995,)),
+        "bootstrap": dict(steps=10_000, batch_size=128, ema=(0.9995,)),
         "bootstrap drifting": _DRIFT_RAE,
         "bootstrap frechet": _FD_LOSS,
         "train-mean-flow": dict(steps=1_200_000),

@@ -56,14 +56,11 @@ class TrainingSettings(Settings):
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Learning-rate decay.")
     warmup: int = setting(0, "Steps of linear warm-up.", metavar="N", min=0)
     weight_decay: float = setting(0.0, "Decoupled weight decay.", metavar="W", min=0)
-    ema: float = setting(
-        0.9999, "Decay of the weights' exponential moving average, which is what is saved.", metavar="D", min=0, max=1
-    )
-    more_ema: tuple[float, ...] = setting(
-        (),
-        "Decays of further averages, repeatable; each is written beside the output, as OUTPUT.ema-D.safetensors, and "
-        "measured with it.",
-        metavar="D",
+    ema: tuple[float, ...] = setting(
+        (0.9999,),
+        "Decay of the weights' exponential moving average, which is what is saved; further averages, as in 0.999,0.99, "
+        "are written beside it, as OUTPUT.ema-D.safetensors, and measured with it.",
+        metavar="D[,D]",
         min=0,
         max=1,
     )

@@ -84,7 +84,7 @@ def train_rae(
         )
         if encoder == TINY:
             yield _pretraining(
-                rae, images, replace(settings, steps=sizes.pretrain_steps, more_ema=()), sizes, resume_key
+                rae, images, replace(settings, steps=sizes.pretrain_steps, ema=settings.ema[:1]), sizes, resume_key
             )
             rae.encoder.requires_grad_(False)
         if keep_latents and opened.statistics:
@@ -199,7 +199,7 @@ def _decoder_training(
         first_step = math.ceil(sizes.discriminator_start * settings.steps)
         adversary = Task(
             network=discriminator, data=order, loss=in_one_piece(discriminator_loss),
-            settings=replace(settings, more_ema=()), resume_key={}, first_step=first_step,
+            settings=replace(settings, ema=settings.ema[:1]), resume_key={}, first_step=first_step,
         )  # fmt: skip
     return Task(
         network=rae, data=order, loss=in_one_piece(loss), settings=settings, resume_key=resume_key,

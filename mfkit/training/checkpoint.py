@@ -98,6 +98,6 @@ def _tensors(trained: TrainStates, state: Mapping[str, Tensor]) -> dict[str, Ten
             tensors[f"{prefix}model.{name}"] = value.detach()
             tensors |= {f"{prefix}optimizer.{key}.{name}": one for key, one in kept.items()}
         for decay, average in train_state.averages.items():
-            of = "ema" if decay == train_state.settings.ema else f"ema-{decay}"
+            of = "ema" if decay == train_state.settings.ema[0] else f"ema-{decay}"
             tensors |= {f"{prefix}{of}.{name}": one for name, one in zip(train_state.parameters, average, strict=True)}
     return tensors

@@ -124,7 +124,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
                 with meter.paused():
                     for decay in train_state.averages:
                         with train_state.with_ema(decay):
-                            name = "fid" if decay == settings.ema else f"fid.{decay}"
+                            name = "fid" if decay == settings.ema[0] else f"fid.{decay}"
                             meter.figures[name] = task.measure()
             line = meter.write(done, rate)
             logger.debug("step %d of %d: loss %.4g, mse %.4g", done, settings.steps, line.loss, line.mse)
@@ -136,7 +136,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
             break
         drawn = task.draw_grid and settings.sample_every and done % settings.sample_every == 0
         if task.draw_grid and drawn and accelerator.is_main_process:
-            with train_state.with_ema(settings.ema):
+            with train_state.with_ema(settings.ema[0]):
                 task.draw_grid(done)
     status.after_step(done, meter.sums)  # a signal may have come while the last checkpoint was written
     status.wait()
@@ -145,7 +145,7 @@ def _train(task: Task, options: RunOptions, request: StopRequest) -> None:
         raise StoppedError(
             f"{number.name}: saved after step {done} of {settings.steps}; run the same command to resume", number
         )
-    for decay in settings.more_ema:
+    for decay in settings.ema[1:]:
         assert task.save is not None
         with train_state.with_ema(decay):
             task.save(output.with_suffix(f".ema-{decay}.safetensors"))

@@ -38,7 +38,7 @@ def ema_decay(settings: TrainingSettings, step: int, highest: float | None = Non
 
     :param highest: another decay than the settings'.
     """
-    highest = settings.ema if highest is None else highest
+    highest = settings.ema[0] if highest is None else highest
     if settings.ema_warmup:
         return min(highest, 0.5 * (2 * highest) ** (step / settings.ema_warmup))
     return min(highest, (1 + step) / (10 + step)) if step else 0.0
@@ -80,8 +80,7 @@ class TrainState:
             self.optimizers = Optimizers(_trained(network).values(), blocks, settings)
         self.parameters = _trained(network)
         self.averages = {
-            decay: [value.detach().clone() for value in self.parameters.values()]
-            for decay in (settings.ema, *settings.more_ema)
+            decay: [value.detach().clone() for value in self.parameters.values()] for decay in settings.ema
         }  # fmt: skip
         """EMAs by their decay; that of the output is the first."""
 
@@ -124,7 +123,7 @@ class TrainState:
 
     def take_ema(self) -> None:
         """From now on the network holds the EMA of the output."""
-        _copy(self.averages[self.settings.ema], self.parameters.values())
+        _copy(self.averages[self.settings.ema[0]], self.parameters.values())
 
 
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
