@@ -21,7 +21,7 @@ from mfkit.runtime.distributed import processes
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS, _WAIT, _TIMEOUT = 5, 1.0, 60.0
+_ATTEMPTS, _WAIT, _TIMEOUT = 5, 0.5, 60.0
 """Of a transfer that brings nothing; seconds before the next, doubled each time; seconds of silence that end one."""
 _CHUNK = 1 << 20
 _LOCATION = ".location"
