@@ -20,6 +20,7 @@ from mfkit.config.presets import PRESETS, PresetName, resolve, resolve_training
 from mfkit.config.settings import AutoencoderSettings, GeneratorSettings, TrainingSettings
 from mfkit.data.dataset import IndexedTars
 from mfkit.data.images import ImageFolder, class_names, native_size, open_images
+from mfkit.data.npz import NpzImages
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.flow.objectives import Stage
@@ -64,8 +65,9 @@ def new_project(folder: Path, images: str, preset: PresetName) -> str:
         raise InputError(f"{images}: {names[min(empty)]} has no images, which drifting needs of each class; remove it")
     classes, unnamed = len(names), 0
     if not classes:
-        assert isinstance(dataset, IndexedTars)  # others name their classes
-        classes = unnamed = int(dataset.index.label.max()) + 1
+        assert isinstance(dataset, IndexedTars | NpzImages)  # others name their classes
+        labels = dataset.index.label if isinstance(dataset, IndexedTars) else dataset.labels
+        classes = unnamed = int(labels.max()) + 1
     views = len(dataset) * (2 if PRESETS[preset].mirror else 1)
     usual = resolve_training("bootstrap", preset, {"objective": "drifting"})[1].class_group
     steps = list(_timed(images, preset, replace(sizes, image_size=size), views))

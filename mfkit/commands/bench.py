@@ -6,9 +6,10 @@ import typer
 
 from mfkit.benchmark.settings import STAGES, BenchSettings
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 
 
-@options.command(
+@command(
     "Cost", BenchSettings,
     examples="""
     mfkit bench distill --model S --tokens 64

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import GeneratorSettings
 
 _NAMES = {None: "mft", "mean-flow": "mft"}
 """Of the file, by objective, where it is not the objective's own."""
 
 
-@options.command(
+@command(
     "Train", GeneratorSettings, stage="bootstrap",
     examples="""
     mfkit bootstrap --init mfd.safetensors -o mft.safetensors

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import DecodeSettings
 
 
-@options.command(
+@command(
     "Sample and evaluate", DecodeSettings,
     examples="""
     mfkit decode latents/ -o reconstructed/

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import GeneratorSettings
 from mfkit.flow.guidance import Guidance
 
 
-@options.command(
+@command(
     "Train", Guidance, GeneratorSettings, stage="distill",
     examples="""
     mfkit distill --teacher teacher.safetensors --init cmt.safetensors

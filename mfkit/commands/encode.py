@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import EncodeSettings
 
 
-@options.command(
+@command(
     "Prepare", EncodeSettings,
     examples="""
     mfkit encode digits:train --rae rae.safetensors -o latents/

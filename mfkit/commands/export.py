@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.errors import UsageError
 
 
-@options.command(
+@command(
     "Weights",
     examples="""
     mfkit export mft.safetensors -o pipeline/

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.evaluation.metrics import ALIASES, METRICS, MetricSettings
 
 
-@options.command(
+@command(
     "Sample and evaluate", MetricSettings,
     examples="""
     mfkit fid samples/ --reference train/

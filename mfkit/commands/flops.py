@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 
 
-@options.command(
+@command(
     "Cost",
     examples="""
     mfkit flops mft.safetensors

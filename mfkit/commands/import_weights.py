@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.presets import PresetName
 
 
-@options.command(
+@command(
     "Weights",
     examples="""
     mfkit import stage2_model.pt -o teacher.safetensors --preset imagenet256

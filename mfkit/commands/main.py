@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from mfkit.commands.options import HELP_OPTIONS, Group, Subcommand
+from mfkit.commands.subcommand import HELP_OPTIONS, Group, Subcommand
 
 COMMANDS = {
     "new": "new",

@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import GeneratorSettings
 
 
-@options.command(
+@command(
     "Train", GeneratorSettings, stage="midtrain",
     examples="""
     mfkit midtrain traj/ --teacher teacher.safetensors -o cmt.safetensors

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import DTypeName
 
 
-@options.command(
+@command(
     "Cost",
     examples="""
     mfkit plan --preset imagenet256

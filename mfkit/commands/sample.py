@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import SampleSettings
 from mfkit.flow.guidance import Guidance
 
 
-@options.command(
+@command(
     "Sample and evaluate", SampleSettings, Guidance,
     examples="""
     mfkit sample mft.safetensors -n 2000 -o samples/ --grid grid.png

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 
 
-@options.command(
+@command(
     "Sample and evaluate",
     examples="""
     mfkit times teacher.safetensors traj/ --steps 8 -o times.json

@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import FlowSettings, GeneratorSettings
 
 
-@options.command(
+@command(
     "Train", FlowSettings, GeneratorSettings, stage="train-mean-flow",
     examples="""
     mfkit train-mean-flow latents/ --model XL -o mf.safetensors

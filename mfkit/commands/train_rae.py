@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import AutoencoderSettings, TrainingSettings
 
 
-@options.command(
+@command(
     "Prepare", AutoencoderSettings, TrainingSettings,
     examples="""
     mfkit train-rae digits:train --encoder tiny -o rae.safetensors

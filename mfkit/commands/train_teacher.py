@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import FlowSettings, GeneratorSettings
 from mfkit.errors import UsageError
 
 
-@options.command(
+@command(
     "Train", FlowSettings, GeneratorSettings, stage="train-teacher",
     examples="""
     mfkit train-teacher latents/ -o teacher.safetensors

@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from mfkit.commands import options
+from mfkit.commands.subcommand import command
 from mfkit.config.settings import TrajectorySettings
 from mfkit.flow.guidance import Guidance
 
 
-@options.command(
+@command(
     "Train", TrajectorySettings, Guidance,
     examples="""
     mfkit trajectories --teacher teacher.safetensors -n 6000 -o traj/

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from mfkit.commands import options
+from mfkit.commands.subcommand import command
 
 
-@options.command(
+@command(
     "Inspect",
     examples="""
     mfkit verify latents/
