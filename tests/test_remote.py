@@ -46,7 +46,7 @@ def serving(folder: Path) -> Iterator[Server]:
             about.requests.append(f"{self.path.strip('/')}{f' {asked}' if asked else ''}")
             if asked and about.answers_416:
                 return self.send_error(416)
-            if self.headers.get("If-Range") != about.tag:
+            if self.headers.get("If-Range", about.tag) != about.tag:
                 asked = None
             file = about.folder / self.path.strip("/")
             if not file.is_file():
