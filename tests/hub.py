@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face hub on this machine: repositories, read and written as its client does.
 
-Models are named ``owner/name``, datasets ``datasets/owner/name``.
+Models are named ``owner/name``, datasets ``datasets/owner/name``. Who creates one of ``others`` is refused, and gets no
+answer for one of ``gone``.
 """
 
 import base64
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -79,6 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "api/repos/create":
             asked = json.loads(body)
             name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            if name.startswith("gone/"):
+                return self.connection.shutdown(SHUT_RDWR)
+            if name.startswith("others/"):
+                return self._answer(403, b"{}", {"X-Error-Message": "You don't have the rights."})
             if name in self.hub.repositories:
                 return self._answer(409, json.dumps({"url": f"{self.hub.address}/{name}"}).encode(), {})
             self.hub.repositories[name] = {}

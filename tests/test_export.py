@@ -13,7 +13,7 @@ from venv import EnvBuilder
 import numpy as np
 import pytest
 import torch
-from conftest import close, failed, run, shell
+from conftest import close, failed, run, several_as_script, shell
 from diffusers import AutoencoderKL
 from hub import serving
 from huggingface_hub import ModelCard
@@ -180,16 +180,17 @@ def test_mfkit_reads_the_folder_too(mfkit, place: Path, chain: Path, tmp_path: P
 
 
 def test_a_model_on_the_hub_is_a_model(place: Path, chain: Path, tmp_path: Path) -> None:
+    models = {"a": "hf://someone/digits@main", "x": "hf://someone/nothing", "b": f"{chain}/mft.safetensors"}
     with serving() as hub:
         hub.add("someone/digits", place / "pipeline")
         environment = hub.environment(tmp_path / "hub")
-        done = shell("mfkit sample hf://someone/digits@main -n 6 --seed 4 -o a.npz", tmp_path, **environment)
-        assert done.returncode == 0, done.stderr
-        assert not any(request.endswith(".py") for request in hub.requests)
-        gone = shell("mfkit sample hf://someone/nothing -n 6 -o x.npz", tmp_path, **environment)
-        assert gone.returncode == 3 and "hf://someone/nothing cannot be downloaded" in gone.stderr
-    drawn = shell(f"mfkit sample {chain}/mft.safetensors -n 6 --seed 4 -o b.npz", tmp_path)
-    assert drawn.returncode == 0
+        script = several_as_script(
+            tmp_path, *(f"sample {model} -n 6 --seed 4 -o {name}.npz" for name, model in models.items())
+        )
+        done = shell(script, tmp_path, **environment)
+    assert (tmp_path / "codes0").read_text().split() == ["0", "3", "0"], done.stderr
+    assert not any(request.endswith(".py") for request in hub.requests)
+    assert "hf://someone/nothing cannot be downloaded" in done.stderr
     assert np.array_equal(*(np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")))
 
 
@@ -212,23 +213,27 @@ def test_the_card_says_how_it_was_made_and_measured(place: Path) -> None:
 
 
 def test_a_push_and_what_the_card_tells_the_hub(chain: Path, place: Path, tmp_path: Path) -> None:
-    export = f"mfkit export {chain}/mft.safetensors --fid {place}/fid.json --license mit --push someone/digits"
+    export = f"export {chain}/mft.safetensors --fid {place}/fid.json --license mit --push"
     with serving() as hub:
+        hub.repositories["someone/known"] = {}
         environment = hub.environment(tmp_path / "hub") | {"HF_TOKEN": "hf_mine"}
-        done = shell(f"{export} --private -o pipeline", tmp_path, **environment)
-        assert done.returncode == 0 and done.stdout == f"{hub.address}/someone/digits\n", done.stderr
+        script = several_as_script(
+            tmp_path, f"{export} someone/digits --private -o pipeline", f"{export} someone/known --private -o known",
+            f"{export} others/digits -o third", f"{export} gone/digits -o fourth",
+        )  # fmt: skip
+        done = shell(script, tmp_path, **environment)
+        assert (tmp_path / "codes0").read_text().split() == ["0", "3", "3", "3"], done.stderr
+        assert done.stdout == f"{hub.address}/someone/digits\n"
         assert hub.private == {"someone/digits"} and hub.tokens == {"hf_mine"}
+        assert "someone/known is there already, for everyone to read" in done.stderr
+        for name in ("others", "gone"):
+            assert f"mfkit: error: {name}/digits cannot be written: " in done.stderr
         written = {
             str(path.relative_to(tmp_path / "pipeline")): path.read_bytes()
             for path in (tmp_path / "pipeline").rglob("*")
             if path.is_file()
         }
         assert hub.repositories["someone/digits"] == written and "pipeline.py" in written
-        hub.private.clear()
-        refused = shell(f"{export} --private -o other", tmp_path, **environment)
-        assert refused.returncode == 3 and "someone/digits is there already, for everyone to read" in refused.stderr
-    gone = shell(f"{export} -o third", tmp_path, **environment)
-    assert gone.returncode == 3 and gone.stderr.startswith("mfkit: error: someone/digits cannot be written: ")
     card = ModelCard.load(tmp_path / "pipeline" / "README.md")
     assert (card.data.license, card.data.library_name) == ("mit", "diffusers")
     assert card.data.pipeline_tag == "unconditional-image-generation"

@@ -20,6 +20,7 @@ PAGES = [
 SMALL = {
     "train-rae": "--steps 2 --pretrain-steps 2 --batch-size 8",
     "trajectories": "--solver-steps 2",
+    "sample": "--nfe 2",
     **dict.fromkeys(
         ("train-teacher", "midtrain", "distill", "bootstrap", "train-mean-flow"), "--steps 2 --batch-size 8"
     ),

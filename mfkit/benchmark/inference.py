@@ -31,6 +31,8 @@ from mfkit.training.generator import training_order
 
 _LOADER_BYTES = 2**28
 """Of latents that the loader reads."""
+_WRITTEN_BYTES = 2**22
+"""Of latents that are made at a time for it."""
 
 
 def measure_files(stage: str, networks: Networks) -> dict[str, Any]:
@@ -111,13 +113,16 @@ class _RandomLatents(Job):
         self.inputs, self.resume_key = {}, {}
 
     def results(self, is_mine: Callable[[int], bool]) -> Iterator[Result]:
-        for index in range(self._count):
-            label = torch.tensor([index % len(self._class_names)])
-            yield Result(0, [index], self._networks.random_latents(1).numpy(), label)
+        rows = max(1, _WRITTEN_BYTES // self._networks.random_latents(1).nbytes)
+        for indices in torch.arange(self._count).split(rows):
+            labels = indices % len(self._class_names)
+            yield Result(0, indices.tolist(), self._networks.random_latents(len(indices)).numpy(), labels)
 
     def pack(self, result: Result) -> list[TarSample]:
-        label = str(int(result.labels[0])).encode()
-        return [{"__key__": f"{result.indices[0]:09d}", "latent.npy": array_bytes(result.values[0]), "cls": label}]
+        return [
+            {"__key__": f"{index:09d}", "latent.npy": array_bytes(latent), "cls": str(label).encode()}
+            for index, latent, label in zip(result.indices, result.values, result.labels.tolist(), strict=True)
+        ]
 
     def describe(self, records: list[ShardRecord] | None) -> dict[str, Any]:
         return {"shape": list(self._networks.config.latent_shape), "class_names": self._class_names}
