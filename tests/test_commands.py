@@ -334,7 +334,7 @@ def test_overwriting_never_removes_what_mfkit_did_not_write(mfkit, chain: Path, 
 
 
 def test_head_and_a_full_device_end_quietly(chain: Path, tmp_path: Path) -> None:
-    solve = f"mfkit trajectories --teacher {chain}/teacher.safetensors -n 64 --solver-steps 16 --batch-size 8 -o -"
+    solve = f"mfkit trajectories --teacher {chain}/teacher.safetensors -n 32 --solver-steps 4 --batch-size 4 -o -"
     done = shell(f"{solve} | head -c 100 > /dev/null", tmp_path)
     assert done.stderr == ""
     full = shell(f"{solve} > /dev/full", tmp_path)

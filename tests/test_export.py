@@ -291,7 +291,6 @@ def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path, without_mfkit: Any) -> Non
         close(image, (vae.eval().decode(latents / 0.2).sample / 2 + 0.5).clamp(0, 1).double())
 
 
-@pytest.mark.fast
 def test_the_card_names_what_the_model_is_made_of(chain: Path) -> None:
     student = open_generator(chain / "mft.safetensors")
     own, autoencoder = student.artifact.provenance, RAEFile.open(chain / "rae.safetensors").network_config

@@ -458,7 +458,6 @@ def test_late_r_is_in_the_file_and_starts_as_the_teacher(mfkit, chain: Path) -> 
     failed(mfkit(f"distill {teacher} --init {chain}/cmt.safetensors --late-r -o x.safetensors"), 2, "a student already")
 
 
-@pytest.mark.fast
 def test_the_plan_knows_each_objective(mfkit) -> None:
     def plan(*names: str) -> dict:
         chosen = " ".join(f"--objective {name}" for name in names)

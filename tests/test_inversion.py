@@ -19,7 +19,7 @@ def columns(kind: str, folder: str, count: int) -> dict[str, torch.Tensor]:
 def test_latents_go_to_noise_and_back(mfkit, chain: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The states end at the latents, at their times; finer steps miss them by less on the way back."""
     caplog.set_level("INFO")
-    command = f"trajectories --teacher {chain}/teacher.safetensors --from {chain}/latents -n 20 --shard-size 10"
+    command = f"trajectories --teacher {chain}/teacher.safetensors --from {chain}/latents -n 10 --shard-size 5"
     missed = []
     for steps in (8, 16):
         caplog.clear()
@@ -27,14 +27,14 @@ def test_latents_go_to_noise_and_back(mfkit, chain: Path, caplog: pytest.LogCapt
         assert done.code == 0, done.err
         missed.append(float(caplog.text.split("miss themselves by ")[1].split()[0]))
     assert missed[0] / missed[1] > 2.5  # of second order
-    latents, found = columns("latents", f"{chain}/latents", 20), columns("trajectories", "by16", 20)
+    latents, found = columns("latents", f"{chain}/latents", 10), columns("trajectories", "by16", 10)
     assert torch.equal(found["states"][:, -1], latents["latent"].float())
     assert torch.equal(found["label"], latents["label"])
     assert found["times"][0, 0] == 1 and found["times"][0, -1] == 0
     done = mfkit(f"midtrain by8 --teacher {chain}/teacher.safetensors --steps 1 --batch-size 8 -o s.safetensors")
     assert done.code == 0, done.err
 
-    sample = f"-n 20 --noise by16 --rae {chain}/rae.safetensors"
+    sample = f"-n 10 --noise by16 --rae {chain}/rae.safetensors"
     for name, model in (("teacher", "teacher.safetensors --nfe 31 --solver heun"), ("mft", "mft.safetensors")):
         done = mfkit(f"sample {chain}/{model} {sample} -o {name}.npz")
         assert done.code == 0, done.err
@@ -50,5 +50,5 @@ def test_latents_go_to_noise_and_back(mfkit, chain: Path, caplog: pytest.LogCapt
 
     failed(mfkit(f"sample {chain}/mft.safetensors {sample} --labels 0 -o x.npz"), 2, "labels of its own")
     failed(
-        mfkit(f"sample {chain}/mft.safetensors {sample.replace('20', '21')} -o x.npz"), 2, "a folder of 21 trajectories"
+        mfkit(f"sample {chain}/mft.safetensors {sample.replace('10', '11')} -o x.npz"), 2, "a folder of 11 trajectories"
     )
