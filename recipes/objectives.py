@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from mfkit.artifacts.atomic import write_text
 from mfkit.config.settings import SampleSettings
 from mfkit.data.codecs import to_uint8
+from mfkit.flow.objectives import OBJECTIVES
 from mfkit.flow.random import Draws
 from mfkit.inference.sampler import sampler_of
 from mfkit.models.files import open_generator
@@ -46,7 +47,8 @@ MODELS = {
     "arrival": "arrival: the teacher's velocity where u arrives",
     "freeflow": "FreeFlow: the same from noise alone",
     "lagrangian": "LMD: the same, a gradient through du/dr",
-    "tvm": "TVM: that, averaged weights",
+    "lsd": "LSD: that by u's own velocity, and e − x",
+    "tvm": "TVM: LSD by averaged weights",
     "imm": "IMM: moments from two noise levels",
     "drifting-two-sided-token": "drifting, two-sided, per token",
     "drifting-two-sided-latent": "drifting, two-sided, whole latent",
@@ -56,9 +58,10 @@ MODELS = {
     "drifting-sinkhorn-latent": "drifting, Sinkhorn, whole latent",
     "frechet-mean-token": "Fréchet, mean token",
     "frechet-latent": "Fréchet, whole latent",
-    "frechet-rae": "Fréchet, picture encoded again",
+    "frechet-rae": "Fréchet, picture encoded again: RAE is what it trains on",
     "drifting-then-frechet": "drifting, then Fréchet (mean token)",
 }
+MODELS |= {name: f"{MODELS[name]} (experimental)" for name, kind in OBJECTIVES.items() if kind.experimental}
 """By model, or MODEL@EVALUATIONS where that is neither one of a student nor 50 of a teacher."""
 IMAGES = 2000
 _PIXELS = "pixels_distance_to_train"

@@ -32,8 +32,7 @@ train() {
 
 mean_flow_and_frechet() {
     train mean-flow-teacher "$budget" mfkit distill --teacher teacher.safetensors --init cmt.safetensors
-    train mean-flow-data "$budget" mfkit bootstrap --init cmt.safetensors --learning-rate 1e-4 \
-        --final-learning-rate 5e-6
+    by_data mean-flow-data mean-flow
     train frechet-mean-token "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space mean-token
     train frechet-latent "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space latent
     train frechet-rae "$budget" mfkit bootstrap --init cmt.safetensors --objective frechet --space rae \
@@ -70,12 +69,19 @@ by_teacher() {
     done
 }
 
+# by_data NAME OBJECTIVE: at the rate of a distillation; the preset's is for a student that has had one.
+by_data() {
+    train "$1" "$budget" mfkit bootstrap --init cmt.safetensors --objective "$2" --learning-rate 1e-4 \
+        --final-learning-rate 5e-6
+}
+
 flow_maps() { by_teacher imf hybrid scm tim temf modular consistency self-split; }
 
 more_flow_maps() {
-    by_teacher soflow alphaflow emf shortcut arrival freeflow lagrangian tvm
-    train imm "$budget" mfkit bootstrap --init cmt.safetensors --objective imm --learning-rate 1e-4 \
-        --final-learning-rate 5e-6
+    by_teacher soflow alphaflow emf shortcut arrival freeflow lagrangian
+    by_data lsd lagrangian
+    by_data tvm tvm
+    by_data imm imm
 }
 
 mkdir -p "$out"

@@ -43,6 +43,8 @@ class Arrival(OwnTargetObjective):
         super().check_stage(stage)
         if self.free and not self.asks_teacher(stage):
             raise ValueError("--free learns from a teacher alone: it is for distill, without --velocity data")
+        if self.target_ema and self.through == "slope" and self.asks_teacher(stage):
+            raise ValueError("--target-ema: all of the target is the teacher's; add --velocity data, or take bootstrap")
 
     def resolved(self, precision: str) -> Self:
         """:raises UsageError: for bfloat16, below whose rounding the difference is."""
@@ -131,6 +133,6 @@ Lagrangian = variant(
     through="slope", norm_p=0.0,
 )  # fmt: skip
 TVM = variant(
-    Arrival, "tvm", "that by averaged weights (terminal velocity matching, arXiv 2511.19797)", through="slope",
-    norm_p=0.0, target_ema=0.99,
+    Arrival, "tvm", "LSD by averaged weights (terminal velocity matching, arXiv 2511.19797)",
+    stages=("bootstrap", "train-mean-flow"), through="slope", norm_p=0.0, target_ema=0.99,
 )  # fmt: skip
