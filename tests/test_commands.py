@@ -165,6 +165,14 @@ def test_foreign_latents_need_only_a_preset_and_their_number_of_classes(mfkit, t
     assert mfkit(command + " --classes 5").code == 0
 
 
+def test_moments_of_latents_without_classes(mfkit, chain: Path, tmp_path: Path) -> None:
+    latent = array_bytes(np.random.default_rng(0).normal(size=(32, 4, 4)).astype(np.float32))
+    write_shard(tmp_path / "plain.tar", [{"__key__": f"s{i}", "latent.npy": latent} for i in range(40)])
+    command = f"bootstrap --init {chain}/cmt.safetensors --latents plain.tar --objective frechet"
+    done = mfkit(f"{command} --moment-samples 20 --batch-size 4 --steps 1 -o f.safetensors")
+    assert done.code == 0, done.err
+
+
 def test_standard_output_holds_the_result_alone(mfkit, chain: Path, tmp_path: Path) -> None:
     result = mfkit(f"train-teacher {chain}/latents -o t.safetensors --steps 1 --batch-size 4")
     assert result == Result(0, "t.safetensors\n", "")

@@ -67,6 +67,11 @@ def test_a_pipe_from_images_to_images(mfkit, chain: Path, tmp_path: Path, latent
         names = [name for name in tar.getnames() if name.endswith(".png")]
         images = [np.asarray(Image.open(tar.extractfile(name))) for name in names]
     assert alike(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), by_hand(chain, latents))
+    with (tmp_path / "s.tar").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        assert mfkit("decode - -o images").code == 0
+    line = f"mfkit encode digits:heldout --rae {chain}/rae.safetensors -o - |"
+    assert mfkit("inspect images --script").out.endswith(f"\n{line}\n    mfkit decode - -o images\n")
     for output in ("x.npz", "x --grid g.png"):
         with (tmp_path / "s.tar").open() as stream:
             monkeypatch.setattr("sys.stdin", stream)
@@ -90,7 +95,9 @@ def test_a_grid_of_images_over_what_is_left_of_them(mfkit, chain: Path, tmp_path
     tiles = torch.from_numpy(grid).unflatten(0, (4, 66)).unflatten(2, (10, 66))
     tiles = tiles[:, 1:-1:2, :, 1:-1:2].permute(0, 2, 4, 1, 3)  # 32 pixels are drawn as 64
     originals, stored = open_images("digits:heldout", 32), open_latents("latents", "mirrored").dataset
-    places = [place * len(stored) // 14 for place in range(14)]
+    by_class = sorted(range(len(stored)), key=lambda index: (stored[index]["label"], index))
+    places = sorted(by_class[place * len(stored) // 14] for place in range(14))
+    assert {stored[place]["label"] for place in places} == set(range(10))
     real = [originals[place // 2]["image"].flip([-1] if place % 2 else []) for place in places]
     assert any(place % 2 for place in places)
     assert torch.equal(torch.cat([tiles[0], tiles[2][:4]]), torch.stack(real))

@@ -10,10 +10,13 @@ import timm
 import torch
 from conftest import failed
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from test_evaluation import frechet, write
 
+from mfkit.artifacts.safetensors_files import write_tensors
 from mfkit.data.npz import NpzImages
+from mfkit.data.order import spread_evenly
 from mfkit.evaluation.metrics.precision_recall import density_coverage
 from mfkit.evaluation.moments import MomentSums
 from mfkit.evaluation.reducers import group_of
@@ -121,6 +124,47 @@ def test_distances_over_those_of_other_real_images(mfkit, chain: Path) -> None:
     assert found["fdr"] == pytest.approx(np.mean(ratios), rel=1e-6)
     assert found["fdr_conditions"]["of"] == "digits:heldout"
     failed(mfkit(f"fid {chain}/samples {command} --validation imagenet256"), 2, "no distance in", "is published")
+    failed(mfkit(f"fid {chain}/samples {command} --validation digits:train"), 3, "that the reference does not hold")
+
+
+def test_fewer_of_the_samples_are_of_all_classes_alike(mfkit, tmp_path: Path) -> None:
+    """Classes in turn, as sample writes them: each tenth would be of one class."""
+    labels = np.arange(200) % 10
+    shade = np.broadcast_to((20 * labels)[:, None, None, None], (200, 8, 8, 3)).astype(np.uint8)
+    np.savez(tmp_path / "turn.npz", arr_0=shade, arr_1=labels)
+    found = json.loads(mfkit("fid turn.npz --reference turn.npz --features pixels -n 20").out)
+    assert found["samples"]["images_per_class"] == [2] and found["frechet_distance"] < 0.01
+    np.savez(tmp_path / "one.npz", arr_0=shade, arr_1=0 * labels)
+    found = json.loads(mfkit("fid one.npz --reference turn.npz --features pixels -n 20").out)
+    assert found["samples"]["images_per_class"] == [20]
+
+
+@pytest.mark.fast
+def test_samples_are_spread_over_classes_and_within_them() -> None:
+    turn, by_class = [0, 1, 2] * 40, sorted([0, 1, 2] * 40)
+    for labels in (turn, by_class):
+        chosen = spread_evenly(labels, 12)
+        assert [labels[index] for index in chosen].count(1) == 4 and chosen == sorted(set(chosen))
+    assert spread_evenly(by_class, 12) == list(range(0, 120, 10)) and spread_evenly(turn, 120) == list(range(120))
+
+
+def test_features_that_are_no_numbers(mfkit, chain: Path, tmp_path: Path) -> None:
+    with safe_open(chain / "rae.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        texts = {name: text for name, text in file.metadata().items() if name != "mfkit.digest"}
+    (name,) = (name for name in tensors if name.endswith("encoder.pos_embed"))
+    tensors[name] = torch.full_like(tensors[name], float("inf"))
+    write_tensors(tmp_path / "odd.safetensors", tensors, texts)
+    done = mfkit("fid digits:heldout --reference digits:train --features odd.safetensors")
+    failed(done, 3, "frechet_distance in odd.safetensors is not finite")
+
+
+def test_statistics_do_not_replace_what_they_are_of(mfkit, tmp_path: Path) -> None:
+    write(tmp_path / "real.npz", 20, 8, 0)
+    before = (tmp_path / "real.npz").read_bytes()
+    fid = "fid real.npz --reference real.npz --features pixels --save-stats real.npz --overwrite"
+    failed(mfkit(fid), 4, "real.npz is an input of this command")
+    assert (tmp_path / "real.npz").read_bytes() == before
 
 
 def test_the_standard_error_is_the_spread_over_other_samples(mfkit, tmp_path: Path) -> None:
@@ -158,6 +202,7 @@ def test_two_results_differ_by_more_than_noise_or_not(mfkit, tmp_path: Path) -> 
     (tmp_path / "worse.json").write_text(json.dumps(worse))
     assert json.loads(mfkit(f"{command.format('a')} --against worse.json").out)["against"]["verdict"] == "better"
     failed(mfkit(f"{command.format('a').replace(' --resample 10', '')} --against a.json"), 2, "needs --resample")
+    failed(mfkit(f"{command.format('a')} -n 100 --against a.json"), 3, "images was 200, is 100")
     for text, words in (
         ("{}", "does not tell how sure"), ('{"standard_error": "x", "frechet_distance": 1}', "damaged"),
         ('{"standard_error": 1, "frechet_distance": 1, "features": "f", "resize": "r", "reference": [1]}', "damaged"),
@@ -198,7 +243,13 @@ def test_reconstructions_beside_their_originals(mfkit, chain: Path, tmp_path: Pa
         10 * np.log10(255**2 / np.mean((ours[i]["image"].double() - originals[i]["image"].double()).numpy() ** 2))
         for i in range(len(originals))
     ]
-    assert found["psnr"] == pytest.approx(np.mean(decibels), rel=1e-4)
+    assert found == {"psnr": pytest.approx(np.mean(decibels), rel=1e-4), "identical": 0}
+    some = json.loads(mfkit(f"fid recon.npz {command} -n 20").out)["paired"]
+    assert some["psnr"] == pytest.approx(np.mean([decibels[i] for i in spread_evenly(originals.labels, 20)]), rel=1e-4)
+    same = json.loads(mfkit(f"fid digits:heldout {command}").out)["paired"]
+    assert same == {"psnr": None, "identical": 297}
+    assert mfkit(f"fid digits:heldout --reference digits:heldout --features {rae} --save-stats s.npz").code == 0
+    failed(mfkit(f"fid recon.npz {command.replace('digits:heldout', 's.npz')}"), 2, "--paired needs the reference's im")
     assert mfkit("decode latents -o folder").code == 0
     failed(mfkit(f"fid folder {command}"), 3, "not in the same order")
     failed(mfkit(f"fid {chain}/samples {command}"), 3, "holds 40 images, digits:heldout 297")

@@ -18,9 +18,7 @@ from mfkit.benchmark.machine import machine
 from mfkit.benchmark.settings import BenchSettings
 from mfkit.config.presets import PRESETS, PresetName, resolve, resolve_training
 from mfkit.config.settings import AutoencoderSettings, GeneratorSettings, TrainingSettings
-from mfkit.data.dataset import IndexedTars
-from mfkit.data.images import ImageFolder, class_names, native_size, open_images
-from mfkit.data.npz import NpzImages
+from mfkit.data.images import class_names, native_size, open_images
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, OutputError, UsageError
 from mfkit.flow.objectives import Stage
@@ -61,13 +59,12 @@ def new_project(folder: Path, images: str, preset: PresetName) -> str:
     as_it_is = dataset.artifact.is_keyword or "://" in images
     location = images if as_it_is else str(Path(images).absolute())  # also of a glob or brace range
     names = class_names(dataset.artifact)
-    if isinstance(dataset, ImageFolder) and (empty := set(range(len(names))) - set(dataset.labels)):
-        raise InputError(f"{images}: {names[min(empty)]} has no images, which drifting needs of each class; remove it")
-    classes, unnamed = len(names), 0
-    if not classes:
-        assert isinstance(dataset, IndexedTars | NpzImages)  # others name their classes
-        labels = dataset.index.label if isinstance(dataset, IndexedTars) else dataset.labels
-        classes = unnamed = int(labels.max()) + 1
+    held = set(dataset.labels) - {-1}
+    classes = len(names) or max(held, default=0) + 1
+    if empty := set(range(classes)) - held:
+        name = names[min(empty)] if names else f"class {min(empty)}"
+        raise InputError(f"{images}: {name} has no images, which drifting needs of each class; remove it")
+    unnamed = 0 if names else classes
     views = len(dataset) * (2 if PRESETS[preset].mirror else 1)
     usual = resolve_training("bootstrap", preset, {"objective": "drifting"})[1].class_group
     steps = list(_timed(images, preset, replace(sizes, image_size=size), views))

@@ -110,23 +110,21 @@ def fid(
     from mfkit.errors import UsageError
     from mfkit.evaluation.evaluate import Evaluation, evaluate
     from mfkit.evaluation.features import requested
-    from mfkit.evaluation.paired import MEASURES, compare_pairs
+    from mfkit.evaluation.paired import MEASURES
 
-    pairs = [name for name in paired.split(",") if name]
+    pairs = [name.strip() for name in paired.split(",") if name.strip()]
     if unknown := [name for name in pairs if name not in MEASURES]:
         raise UsageError(f"--paired {unknown[0]}: known are {', '.join(MEASURES)}")
-    measures = {name: MEASURES[name]() for name in pairs}
-    named = [ALIASES.get(name, name) for name in metrics.split(",") if name not in ("", "fid")]
+    words = (name.strip() for name in metrics.split(","))
+    named = [ALIASES.get(name, name) for name in words if name not in ("", "fid")]
     if unknown := [name for name in named if name not in METRICS]:
         raise UsageError(f"--metrics {unknown[0]}: known are fid, {', '.join([*METRICS, *ALIASES])}")
     asked = Evaluation(
         features=requested(features, features_weights or (), resize=resize, inception=inception),
         metrics=[name for name in METRICS if flags.get(name.replace("-", "_")) or name in named],
-        count=count, groups=resample or 1, validation=validation, save_stats=save_stats, against=against, force=force,
-        batch_size=batch_size, workers=workers,
+        count=count, groups=resample or 1, validation=validation, save_stats=save_stats, against=against,
+        paired={name: MEASURES[name]() for name in pairs}, force=force, batch_size=batch_size, workers=workers,
     )  # fmt: skip
-    with exclusive_output(save_stats, overwrite=overwrite, suffix=".npz") if save_stats else nullcontext():
-        found = evaluate(samples, reference, asked)
-    if measures:
-        found["paired"] = compare_pairs(samples, reference[0], measures, batch_size=batch_size, workers=workers)
-    return json.dumps(found, indent=2)
+    read = [Path(location) for location in (samples, *reference)]
+    with exclusive_output(save_stats, overwrite=overwrite, suffix=".npz", inputs=read) if save_stats else nullcontext():
+        return json.dumps(evaluate(samples, reference, asked), indent=2)

@@ -32,9 +32,8 @@ def midtrain(
     beside the teacher, as cmt.safetensors.
     """
     from mfkit.commands.training import train_student
-    from mfkit.data.latents import open_latents
+    from mfkit.data.latents import check_trajectories, open_latents
     from mfkit.models.files import open_generator
-    from mfkit.training.generator import check_trajectories
 
     opened = open_generator(teacher, "teacher")
     data = open_latents("trajectories", trajectories, classes=opened.num_classes, reading=run.reading)

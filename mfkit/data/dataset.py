@@ -5,7 +5,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class MapDataset(Protocol):
 
     @property
     def artifact(self) -> Artifact: ...
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """(N,), class indices; -1 for a sample whose class cannot be read, or that is skipped."""
 
     def __len__(self) -> int: ...
 
@@ -107,6 +111,20 @@ class IndexedTars:
         self.decode, self._fetch = decode, fetch
         self._arrays = list(arrays) if arrays and all(name in index.layouts for name in arrays) else []
         self._descriptors: dict[int, int] = {}
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """See :class:`MapDataset`; those that the index does not tell are read.
+
+        :raises InputError: one cannot be read, and nothing may be skipped.
+        """
+        labels = self.index.label.tolist()
+        for index in np.flatnonzero(self.index.label < 0).tolist():
+            sample = self.skips.read(index, partial(self.__getitem__, index))
+            if sample is not None:
+                labels[index] = int(sample["label"])
+        self.skips.check(len(self) - self.skips.count())
+        return labels
 
     def __len__(self) -> int:
         return len(self.index)

@@ -55,6 +55,15 @@ class HubImages:
             content_digest=LISTING_DIGEST + _digest(rows, self._image, self._label), is_keyword=True,
         )  # fmt: skip
 
+    @property
+    def labels(self) -> list[int]:
+        """(N,), class indices; -1 for a row without one."""
+        if not self._label:
+            return len(self) * [0]
+        values, numbers = self._rows[self._label], self._numbers
+        found = values if numbers is None else [numbers.get(value, -1) for value in values]
+        return [-1 if label is None else int(label) for label in found]
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -232,6 +232,8 @@ def native_size(location: str, multiple: int, reading: Reading = DEFAULT_READING
     It is a whole number of ``multiple`` pixels, and logged.
     """
     dataset = open_images(location, None, reading)
+    if not isinstance(dataset, StreamDataset) and not len(dataset):
+        raise InputError(f"{location} holds no images")
     if isinstance(dataset, StreamDataset):
         sides = [min(dataset.decode(dataset.peek())["image"].shape[1:])]
     elif isinstance(dataset, ImageFolder):

@@ -93,6 +93,13 @@ def check_fit(data: LatentDataset, generator: GeneratorFile) -> None:
     check_same_autoencoder(data.artifact, generator.artifact)
 
 
+def check_trajectories(data: LatentDataset, teacher: GeneratorFile) -> None:
+    """Refuses trajectories of another teacher."""
+    solved = data.artifact.inputs.get("teacher")
+    if solved and solved.digest != teacher.artifact.digest:
+        raise InputError(f"{data.artifact.path} was not solved by {teacher.path}, but by another teacher")
+
+
 def check_same_autoencoder(one: Artifact, other: Artifact) -> None:
     """Refuses two files whose latents are of different autoencoders; one that does not say its own passes."""
     found = one.ancestors("rae"), other.ancestors("rae")

@@ -203,12 +203,13 @@ class NpzImages:
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             held = f"{self._images.dtype} {self._images.shape}"
             raise InputError(f"{path}: arr_0 is {held}; expected: uint8 (N, H, W, 3)")
-        self.labels = found.arrays.get("arr_1", np.zeros(len(self._images), int))
-        if self.labels.shape != self._images.shape[:1] or self.labels.dtype.kind not in "iu":
-            raise InputError(f"{path}: arr_1 is {self.labels.dtype} {self.labels.shape}; expected: a label per image")
+        labels = found.arrays.get("arr_1", np.zeros(len(self._images), int))
+        if labels.shape != self._images.shape[:1] or labels.dtype.kind not in "iu":
+            raise InputError(f"{path}: arr_1 is {labels.dtype} {labels.shape}; expected: a label per image")
         classes = len(parse(list[str], found.conditions.get("class_names", []), path)) or MAX_CLASSES
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < classes:
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             raise InputError(f"{path}: arr_1 holds labels outside its {classes} classes")
+        self.labels: list[int] = labels.tolist()
         if size and self._images.shape[1:3] != (size, size):
             raise InputError(f"{path} holds images of {self._images.shape[1:3]} pixels, not {(size, size)}")
 
@@ -217,4 +218,4 @@ class NpzImages:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = torch.from_numpy(self._images[index]).permute(2, 0, 1).contiguous()
-        return {"image": image, "label": int(self.labels[index])}
+        return {"image": image, "label": self.labels[index]}

@@ -5,7 +5,7 @@ part, and two processes read nothing twice.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -60,7 +60,7 @@ class ClassGroups:
         :raises UsageError: a group is larger than the largest class.
         """
         self._dataset, self.skips, self._size = dataset, dataset.skips, size
-        labels = _labels(dataset)
+        labels = np.asarray(dataset.labels)
         by_class = np.argsort(labels, kind="stable")
         ends = np.searchsorted(labels[by_class], np.arange(-1, len(class_names)), side="right")
         self._members = np.split(by_class, ends)[1:-1]
@@ -109,15 +109,13 @@ class ClassIndices:
         return {"label": torch.from_numpy(self._labels[places])}
 
 
-def _labels(dataset: IndexedTars) -> NDArray[np.int64]:
-    """(N,), class indices; -1 for a sample that is skipped."""
-    labels = dataset.index.label.copy()
-    for index in np.flatnonzero(labels < 0).tolist():  # the index does not tell
-        sample = dataset.skips.read(index, partial(dataset.__getitem__, index))
-        if sample is not None:
-            labels[index] = sample["label"]
-    dataset.skips.check(len(dataset) - dataset.skips.count())
-    return labels
+def spread_evenly(labels: Sequence[int], count: int) -> list[int]:
+    """Indices of so many samples, ascending: of each class its share, evenly from the first of it to the last.
+
+    :param labels: (N,), N >= ``count``.
+    """
+    by_class = np.argsort(np.asarray(labels), kind="stable")
+    return sorted(by_class[np.arange(count) * len(by_class) // count].tolist())
 
 
 def _contains(ascending: NDArray[np.int64], value: int) -> bool:

@@ -23,6 +23,7 @@ class Result:
     features: str
     resize: str
     features_digest: str | None = None
+    samples: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
 
 
@@ -59,6 +60,10 @@ def compare(result: Mapping[str, Any], before: Result, source: object) -> dict[s
             raise InputError(f"{source} was measured otherwise: {told}")
     if before.reference.get("digest") != now.reference.get("digest"):
         raise InputError(f"{source} was measured against another reference")
+    for name in ("images", "labels"):  # fewer images are farther by chance alone, and so are random classes
+        then, is_now = before.samples.get(name), now.samples.get(name)
+        if then != is_now:
+            raise InputError(f"{source} was measured on other samples: {name} was {then}, is {is_now}")
     drawn = 2 * (before.standard_error**2 + now.standard_error**2) ** 0.5
     trained = _RETRAINING * max(before.frechet_distance, now.frechet_distance)
     difference = now.frechet_distance - before.frechet_distance

@@ -2,19 +2,20 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isfinite
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from mfkit.errors import InputError, UsageError
 from mfkit.evaluation.compare import compare, read_result, standard_error
 from mfkit.evaluation.features import PUBLISHED_VALIDATION, FeatureExtractor, FeatureRequest, open_features
-from mfkit.evaluation.image_set import ImageSet, Need, known_statistics, see_images
+from mfkit.evaluation.image_set import ImageSet, Need, known_statistics, see_images, size_beside
 from mfkit.evaluation.metrics import FID, METRICS
 from mfkit.evaluation.metrics.base import Metric
-from mfkit.evaluation.metrics.frechet import frechet_distances
+from mfkit.evaluation.metrics.frechet import frechet_distance
 from mfkit.evaluation.moments import SUFFIXES, Statistics, read_statistics, write_statistics
+from mfkit.evaluation.paired import Measure, compare_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Evaluation:
     """A file for the reference's statistics."""
     against: Path | None = None
     """An earlier result that this one is compared with."""
+    paired: Mapping[str, Measure] = field(default_factory=dict)
+    """Of reconstructions beside the reference's images, by name."""
     force: bool = False
     """Whether a protocol that no paper uses is taken anyway."""
     batch_size: int = 32
@@ -98,14 +101,16 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
         space.reference = _known(statistics, space, images)
         _check_images(space, images)
     reading: dict[str, Any] = dict(batch_size=asked.batch_size, workers=asked.workers)
+    if asked.paired and not images:
+        raise UsageError("--paired needs the reference's images; there are statistics of them alone")
+    pairs = compare_pairs(samples, images[0], asked.paired, count=asked.count, **reading) if asked.paired else {}
     views = [(space.extractor, space.needs()) for space in spaces]
     ours = see_images(samples, views, size, count=asked.count, groups=asked.groups, **reading)
     for space, seen in zip(spaces, ours, strict=True):
         space.samples = seen
-    # An .npz is taken as it is; other images are cut to the samples' size.
     cut = ours[0].conditions["size"]
     if unseen := [space for space in spaces if space.needs_of_reference()]:
-        own_size = size if images[0].endswith(".npz") else cut
+        own_size = size_beside(images[0], cut, size)
         views = [(space.extractor, set(space.needs_of_reference())) for space in unseen]
         for space, seen in zip(unseen, see_images(images[0], views, own_size, **reading), strict=True):
             space.reference = space.reference.with_images(seen) if space.reference else seen
@@ -119,7 +124,7 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
     if len(spaces) > 1:
         result["spaces"] = figures
     if asked.validation:
-        result |= _ratio(spaces, figures, asked.validation, cut, reading)
+        result |= _ratio(spaces, figures, asked.validation, size_beside(asked.validation, cut, size), reading)
     if trained:
         distance = figures.get("pixels") or _untrained(samples, images, first.samples, asked.count, reading)
         result |= {"trained_spaces": trained, "untrained": distance}
@@ -130,7 +135,7 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
         write_statistics(asked.save_stats, of, first.extractor.conditions | {"of": real.conditions})
     if before:
         result["against"] = compare(result, before, asked.against)
-    return result
+    return result | ({"paired": pairs} if pairs else {})
 
 
 def _resize(request: FeatureRequest, statistics: Mapping[str, Statistics], *, force: bool) -> Any:
@@ -213,15 +218,16 @@ def _figures(space: _Space, groups: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for metric in space.metrics:
         result |= metric.compute(space.samples, space.reference)
-    if not isfinite(result["frechet_distance"]):
-        raise InputError(f"the distance in {space.name} is not finite: the features are too large")
+    for name, value in result.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise InputError(f"{name} in {space.name} is not finite: the features are too large, or not numbers")
     if groups > 1:
         result["standard_error"] = standard_error(space.samples, space.reference, groups)
     return result | space.extractor.conditions
 
 
 def _ratio(
-    spaces: Sequence[_Space], figures: Mapping[str, Mapping[str, Any]], validation: str, size: int,
+    spaces: Sequence[_Space], figures: Mapping[str, Mapping[str, Any]], validation: str, size: int | None,
     reading: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """FDr: the mean over the spaces of the samples' distance by that of real images (arXiv 2604.28190)."""
@@ -235,9 +241,14 @@ def _ratio(
         distances = {}
         for space, held_out in zip(spaces, seen, strict=True):
             assert space.reference
-            (distances[space.name],) = frechet_distances(
-                [held_out.moments("features")], space.reference.moments("features")
-            )
+            distance = frechet_distance(held_out.moments("features"), space.reference.moments("features"))
+            same = held_out.conditions["digest"] == space.reference.conditions["digest"]
+            if same or not 0 < distance < inf:
+                raise InputError(
+                    f"--validation {validation} has a distance of {distance:.3g} to the reference in {space.name}: "
+                    "give real images that the reference does not hold"
+                )
+            distances[space.name] = distance
     ratios = [figures[name]["frechet_distance"] / distance for name, distance in distances.items()]
     told = {"of": validation, "validation_distances": distances}
     return {"fdr": sum(ratios) / len(ratios), "fdr_conditions": told}
@@ -266,7 +277,7 @@ def _untrained(
     space = _Space("pixels", open_features(FeatureRequest(features="pixels")), [FID])
     views = [(space.extractor, space.needs())]
     (space.samples,) = see_images(samples, views, size, count=count, **reading)
-    (space.reference,) = see_images(reference, views, None if reference.endswith(".npz") else size, **reading)
+    (space.reference,) = see_images(reference, views, size_beside(reference, size), **reading)
     return FID.compute(space.samples, space.reference) | {"features": space.extractor.conditions["features"]}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mfkit.artifacts.artifact import file_digest
 from mfkit.errors import UsageError
-from mfkit.formats.hub import resolve
+from mfkit.formats.hub import local_copy, resolve
 from mfkit.runtime.distributed import processes
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def requested(
 
     :param weights: of timm's networks: ``FILE`` where there is one of them, else ``NAME=FILE``.
     """
-    wanted = [name for name in names.split(",") if name]
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted or len(set(wanted)) < len(wanted):
         raise UsageError(f"--features {names}: give names or files, each once")
     of_timm = [name for name in wanted if name not in EXTRACTORS and not name.endswith(".safetensors")]
@@ -126,7 +126,7 @@ def open_features(request: FeatureRequest) -> FeatureExtractor:
         return _timm(request)
     from mfkit.autoencoders.rae import RAEFile
 
-    return rae_features(RAEFile.open(Path(name)))
+    return rae_features(RAEFile.open(Path(local_copy(name))))
 
 
 def rae_features(file: "RAEFile") -> FeatureExtractor:

@@ -13,6 +13,7 @@ from mfkit.artifacts.artifact import INDEX_NAME, file_digest
 from mfkit.data.dataset import MapDataset
 from mfkit.data.images import ImageDataset, ImageFolder, ImageSample, open_images
 from mfkit.data.loader import Dataset, shared_batches
+from mfkit.data.order import spread_evenly
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
@@ -91,7 +92,7 @@ def see_images(
     ]  # fmt: skip
     labels = Rows()
     sizes: set[int] = set()
-    source = _prepared(_subset(dataset, count), [extractor.prepare for extractor, _ in views])
+    source = _prepared(subset(dataset, count), [extractor.prepare for extractor, _ in views])
     total = None if isinstance(source, StreamDataset) else -(-len(source) // (batch_size * processes().num_processes))
     for batch in progress(shared_batches(source, batch_size, workers), unit="batch", total=total):
         images = batch.columns["image"]
@@ -109,8 +110,7 @@ def see_images(
         raise InputError(f"{location}: a Fréchet distance needs two images or more on either side")
     conditions |= {"images": len(known), "size": max(gather_object(list(sizes)))}
     of_class = known.long().bincount()
-    if len(of_class) > 1:
-        conditions["images_per_class"] = sorted({int(of_class.min()), int(of_class.max())})
+    conditions["images_per_class"] = sorted({int(of_class.min()), int(of_class.max())})
     return [ImageSet(conditions, reducers, known) for reducers in wanted]
 
 
@@ -159,6 +159,11 @@ class _Selected:
         self.artifact, self.skips = dataset.artifact, SkipPolicy()
         self._dataset, self._places, self._change = dataset, places, change
 
+    @property
+    def labels(self) -> list[int]:
+        held = self._dataset.labels
+        return [held[place] for place in self._places]
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -166,15 +171,20 @@ class _Selected:
         return self._change(self._dataset[self._places[index]])
 
 
-def _subset(dataset: ImageDataset, count: int | None) -> Dataset:
+def size_beside(location: str, size: int, own: int | None = None) -> int | None:
+    """What images are cut to beside samples of ``size`` pixels; an .npz is taken as it is, or at ``own``."""
+    return own if location.endswith(".npz") else size
+
+
+def subset(dataset: Dataset, count: int | None) -> Dataset:
+    """So many of the images, spread evenly; None is all. :raises UsageError: there are fewer, or they are a stream."""
     if count is None:
         return dataset
     if isinstance(dataset, StreamDataset):
         raise UsageError("--count needs a set of a known size, not a stream")
     if count > len(dataset):
         raise UsageError(f"--count {count}: there are only {len(dataset)} images")
-    # A folder is sorted by class.
-    return _Selected(dataset, [place * len(dataset) // count for place in range(count)])
+    return _Selected(dataset, spread_evenly(dataset.labels, count))
 
 
 def _conditions(dataset: ImageDataset, location: str) -> dict[str, Any]:

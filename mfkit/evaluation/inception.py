@@ -28,8 +28,6 @@ _URL = (
 )  # fmt: skip
 _DIGEST = "sha256:6726825d"
 """How the digest of that file begins, as its name says."""
-_SCRIPT_DIGEST = "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-"""Of ``inception-2015-12-05.pt``. It is TorchScript, a program: one that was fetched is run only where it is this."""
 
 
 class Inception(Protocol):

@@ -11,6 +11,7 @@ from mfkit.data.images import open_images
 from mfkit.data.loader import shared_batches
 from mfkit.data.stream import StreamDataset
 from mfkit.errors import InputError, UsageError
+from mfkit.evaluation.image_set import size_beside, subset
 from mfkit.runtime.distributed import processes
 from mfkit.runtime.progress import progress
 
@@ -48,19 +49,26 @@ MEASURES: dict[str, Callable[[], Measure]] = {"psnr": lambda: psnr, "ssim": _ssi
 
 
 def compare_pairs(
-    samples: str, originals: str, measures: Mapping[str, Measure], *, batch_size: int, workers: int
-) -> dict[str, float]:
-    """Means over all pairs. All processes call it, and share the images.
+    samples: str, originals: str, measures: Mapping[str, Measure], *, count: int | None, batch_size: int, workers: int
+) -> dict[str, float | int | None]:
+    """Means over the pairs, and ``identical``, how many of them have no error: their PSNR is infinite and left out.
 
+    All processes call it, and share the images.
+
+    :param count: pairs to take, spread evenly; None is all.
+    :returns: figures by name; a PSNR of identical pairs alone is None.
     :raises InputError: the two sets are not of the same images, as far as number and labels tell.
     """
     ours = _open(samples, None)
-    theirs = _open(originals, None if originals.endswith(".npz") else int(ours[0]["image"].shape[-1]))
+    if not len(ours):
+        raise InputError(f"{samples} holds no images")
+    theirs = _open(originals, size_beside(originals, int(ours[0]["image"].shape[-1])))
     if len(ours) != len(theirs):
         raise InputError(f"--paired: {samples} holds {len(ours)} images, {originals} {len(theirs)}")
-    sums, count = dict.fromkeys(measures, 0.0), 0
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in measures}  # and how many are finite
+    pairs, identical = 0, 0
     device = processes().device
-    both = zip(*(shared_batches(one, batch_size, workers) for one in (ours, theirs)), strict=True)
+    both = zip(*(shared_batches(subset(one, count), batch_size, workers) for one in (ours, theirs)), strict=True)
     for one, other in progress(both, unit="batch"):
         if not torch.equal(one.columns["label"], other.columns["label"]):
             raise InputError(
@@ -72,11 +80,17 @@ def compare_pairs(
             raise InputError(f"--paired: images of {images.shape[-1]} and of {real.shape[-1]} pixels")
         with torch.no_grad():
             for name, measure in measures.items():
-                sums[name] += float(measure(images, real).double().sum())
-        count += len(images)
-    shared = gather_object([(sums, count)])
-    total = sum(number for _, number in shared)
-    return {name: sum(part[name] for part, _ in shared) / total for name in measures}
+                found = measure(images, real).double().cpu()
+                finite = found[found.isfinite()]
+                sums[name] += torch.stack([finite.sum(), finite.new_tensor(len(finite))])
+        pairs += len(images)
+        identical += int((images == real).flatten(1).all(1).sum())
+    shared = gather_object([(sums, pairs, identical)])
+    if not sum(one for _, one, _ in shared):
+        raise InputError(f"--paired: none of {samples} can be read")
+    totals = {name: sum(part[name] for part, _, _ in shared).tolist() for name in measures}
+    means = {name: total / number if number else None for name, (total, number) in totals.items()}
+    return means | {"identical": sum(one for _, _, one in shared)}
 
 
 def _open(location: str, size: int | None) -> MapDataset:

@@ -40,6 +40,11 @@ def resolve(source: str, *, folder: bool = False) -> Path:
     return _download(source, reference["repo"], reference["revision"], reference["path"] or "", folder)
 
 
+def local_copy(name: str) -> str:
+    """The path of a file on the hub, see :func:`resolve`; any other name as it is."""
+    return str(resolve(name)) if name.startswith(HUB) else name
+
+
 def _download(source: str, repo: str, revision: str | None, path: str, folder: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.utils import logging

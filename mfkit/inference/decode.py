@@ -14,6 +14,7 @@ from mfkit.data.dataset import IndexedTars, read_batch
 from mfkit.data.grid import paired
 from mfkit.data.images import open_images, recorded_images
 from mfkit.data.latents import MIRRORED, LatentDataset
+from mfkit.data.order import spread_evenly
 from mfkit.data.prefetch import spare_threads
 from mfkit.data.stream import StreamDataset
 from mfkit.data.writer import ShardRecord
@@ -62,11 +63,11 @@ class Decoding(ImageJob):
         return Result(shard, indices, to_uint8(images.float()).cpu(), columns["label"])
 
     def grid_images(self) -> Tensor:
-        """Spread evenly, since latents of a folder of images are sorted by class."""
+        """Of each class its share."""
         dataset = self._dataset
         assert isinstance(dataset, IndexedTars)
         count = min(self._compare or GRID_IMAGES, len(dataset))
-        places = [place * len(dataset) // count for place in range(count)]
+        places = spread_evenly(dataset.labels, count)
         parts = ((0, [place], read_batch(dataset, [place])) for place in places)
         decoded = torch.cat([result.values for result in self._micro_batches.map(self._decode, parts)])
         if not self._compare:

@@ -112,18 +112,10 @@ def _go_on(init: GeneratorFile, network: Generator, data: LatentDataset | None, 
     return Start(init.architecture.name, network, about.time_shift, about.class_names, inputs, about.trained_spaces)
 
 
-def check_trajectories(data: LatentDataset, teacher: GeneratorFile) -> None:
-    """Refuses trajectories of another teacher."""
-    solved = data.artifact.inputs.get("teacher")
-    if solved and solved.digest != teacher.artifact.digest:
-        raise InputError(f"{data.artifact.path} was not solved by {teacher.path}, but by another teacher")
-
-
 def class_indices(data: LatentDataset | None, num_classes: int) -> ClassIndices:
-    """Classes as often as real images have them, where there are latents to tell by their index; else all alike."""
+    """Classes as often as real images have them, where there are latents to tell; else all alike."""
     if data and isinstance(data.dataset, IndexedTars):
-        labels = data.dataset.index.label
-        return ClassIndices(labels[labels >= 0])
+        return ClassIndices([label for label in data.dataset.labels if label >= 0])
     return ClassIndices(range(num_classes))
 
 

@@ -33,10 +33,13 @@ def frechet_distances(several: Iterable[Moments], one: Moments) -> list[float]:
     """The distances of several to one, whose root is taken once.
 
     The trace of (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric,
-    so that no complex numbers arise when a covariance is singular.
+    so that no complex numbers arise when a covariance is singular. NaN where features were not finite.
     """
     import numpy as np
 
+    several = list(several)
+    if not all(np.isfinite(found.covariance).all() for found in (one, *several)):
+        return len(several) * [float("nan")]
     values, vectors = np.linalg.eigh(one.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     distances = []
