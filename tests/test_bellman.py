@@ -57,3 +57,20 @@ def test_times_are_found_and_sampled_by(mfkit, chain: Path) -> None:
     Path("odd.json").write_text('{"times": [1.0, 0.2, 0.3, 0.0], "cost": 1.0, "model": ""}')
     failed(mfkit(f"sample {chain}/mft.safetensors {sample} x.npz --times odd.json"), 3, "do not descend from 1 to 0")
     failed(mfkit(f"times {chain}/mft.safetensors {chain}/traj --steps 9 -o x.json"), 2, "the trajectories have 4")
+
+
+def test_guided_trajectories_are_compared_with_guided_steps(mfkit, chain: Path, caplog) -> None:
+    """A step of Euler between two neighbours is the solver's own, and costs nothing where the guidance is the same."""
+    train = f"train-teacher {chain}/latents --steps 4 --batch-size 16 --class-dropout 0.5 -o t.safetensors"
+    assert mfkit(f"{train} --learning-rate 3e-2").code == 0
+    solve = "trajectories --teacher t.safetensors -n 12 --solver euler --solver-steps 4 --dtype float32 -o guided"
+    assert mfkit(f"{solve} --guidance 3").code == 0
+    times = "times t.safetensors guided --steps 4 -o x.json"
+    assert mfkit(f"{times} --guidance 3").code == 0
+    assert json.loads(Path("x.json").read_text())["cost"] < 1e-9
+    failed(mfkit(f"{times} --overwrite"), 3, "guided was solved with guidance {'weight': 3.0", "not None")
+    failed(mfkit(f"{times} --guidance 2 --overwrite"), 3, "give the same")
+    failed(mfkit(f"times {chain}/teacher.safetensors guided --guidance 3 --steps 2 -o y.json"), 3, "by another teacher")
+    failed(mfkit(f"times {chain}/mft.safetensors guided --guidance 3 --steps 2 -o y.json"), 2, "guidance is for a t")
+    assert mfkit(f"sample {chain}/mft.safetensors -n 2 --rae {chain}/rae.safetensors -o x.npz --times x.json").code == 0
+    assert "x.json was made for another generator" in caplog.text

@@ -18,12 +18,11 @@ def columns(kind: str, folder: str, count: int) -> dict[str, torch.Tensor]:
 
 def test_latents_go_to_noise_and_back(mfkit, chain: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The states end at the latents, at their times; finer steps miss them by less on the way back."""
-    caplog.set_level("INFO")
     command = f"trajectories --teacher {chain}/teacher.safetensors --from {chain}/latents -n 10 --shard-size 5"
     missed = []
     for steps in (8, 16):
         caplog.clear()
-        done = mfkit(f"{command} --solver-steps {steps} --solver heun --dtype float32 -o by{steps} -v")
+        done = mfkit(f"{command} --solver-steps {steps} --solver heun --dtype float32 -o by{steps}")
         assert done.code == 0, done.err
         missed.append(float(caplog.text.split("miss themselves by ")[1].split()[0]))
     assert missed[0] / missed[1] > 2.5  # of second order
@@ -49,6 +48,8 @@ def test_latents_go_to_noise_and_back(mfkit, chain: Path, caplog: pytest.LogCapt
     assert (redrawn - real).abs().mean() < 1
 
     failed(mfkit(f"sample {chain}/mft.safetensors {sample} --labels 0 -o x.npz"), 2, "labels of its own")
+    failed(mfkit(f"sample {chain}/mft.safetensors {sample} --seed 1 -o x.npz"), 2, "--seed draws noise")
+    failed(mfkit(f"{command} --seed 1 -o x"), 2, "--seed draws noise")
     failed(
         mfkit(f"sample {chain}/mft.safetensors {sample.replace('10', '11')} -o x.npz"), 2, "a folder of 11 trajectories"
     )

@@ -41,6 +41,7 @@ def sample(
     from mfkit.config.presets import resolve
     from mfkit.data.latents import open_latents
     from mfkit.errors import UsageError
+    from mfkit.flow.solvers import SOLVERS
     from mfkit.inference.best_times import read_times
     from mfkit.inference.guided import guided_teacher
     from mfkit.inference.images import write_images
@@ -50,9 +51,12 @@ def sample(
     generator = open_generator(model)
     settings = resolve(SampleSettings, "sample", None, flags)
     guided = guided_teacher(generator, resolve(Guidance, "sample", None, flags), guide)
-    grid_of_times = read_times(times).times if times else None
+    grid_of_times = read_times(times, generator) if times else None
     given = open_latents("trajectories", noise, classes=generator.num_classes) if noise else None
     if given and flags.get("labels"):
         raise UsageError("--labels: noise of trajectories has labels of its own; leave out one of the two")
+    stochastic = settings.solver is not None and SOLVERS[settings.solver].stochastic
+    if given and flags.get("seed") is not None and not stochastic:
+        raise UsageError("--seed draws noise, which --noise gives: leave out one of the two")
     job = Sampling(guided, autoencoder_of(generator.artifact, rae), count, settings, grid_of_times, given)
     return write_images(job, output, tar=format == "tar", grid=grid, overwrite=overwrite)

@@ -38,6 +38,7 @@ def trajectories(
     """
     from mfkit.config.presets import resolve
     from mfkit.data.latents import open_latents
+    from mfkit.errors import UsageError
     from mfkit.inference.guided import guided_teacher
     from mfkit.inference.inversion import Inversion
     from mfkit.inference.output import write_shards_or_stream
@@ -50,5 +51,7 @@ def trajectories(
     guided = guided_teacher(opened, resolve(Guidance, "trajectories", preset, flags), guide)
     if from_ is None:
         return write_shards_or_stream(Trajectories(guided, count, settings), output, overwrite=overwrite)
+    if flags.get("seed") is not None:
+        raise UsageError("--seed draws noise, which --from solves for: leave out one of the two")
     data = open_latents("latents", from_, classes=opened.num_classes)
     return write_shards_or_stream(Inversion(guided, data, count, settings), output, overwrite=overwrite)

@@ -1,6 +1,7 @@
 """times: the best grid of times for a few steps of a teacher or a student, from stored trajectories."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +15,14 @@ from torch import Tensor
 from mfkit.artifacts.atomic import atomic_write, exclusive_output
 from mfkit.artifacts.json_files import parse, read_json
 from mfkit.data.dataset import IndexedTars, read_batch
-from mfkit.data.latents import LatentDataset, check_fit
+from mfkit.data.latents import LatentDataset, check_fit, check_trajectories
 from mfkit.errors import InputError, UsageError
 from mfkit.flow.bellman import cheapest_path, step_costs
+from mfkit.inference.guided import GuidedTeacher
 from mfkit.models.files import GeneratorFile
 from mfkit.runtime.distributed import processes
+
+logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 32
 """Trajectories in one evaluation."""
@@ -41,23 +45,39 @@ class TimesFile:
             raise ValueError("its times do not descend from 1 to 0")
 
 
-def read_times(path: Path) -> TimesFile:
-    """:raises InputError: it is none, or its times do not descend from 1 to 0."""
-    return parse(TimesFile, read_json(path), path)
+def read_times(path: Path, model: GeneratorFile) -> list[float]:
+    """The grid in a file; warns where it was made for another generator than ``model``.
+
+    :raises InputError: it is none, or its times do not descend from 1 to 0.
+    """
+    found = parse(TimesFile, read_json(path), path)
+    if found.model != model.artifact.digest:
+        logger.warning("%s was made for another generator than %s", path, model.path)
+    return found.times
 
 
 def write_times(
-    model: GeneratorFile, data: LatentDataset, steps: int, count: int, output: Path, *, overwrite: bool
+    guided: GuidedTeacher, data: LatentDataset, steps: int, count: int, output: Path, *, overwrite: bool
 ) -> str:
     """Writes the times of the stored states that so many steps should stop at.
 
+    :param guided: the teacher that solved them, under the guidance that they were solved with, or a student.
     :param count: trajectories to take, from the first on.
+    :raises InputError: the trajectories are of another teacher, guidance or kind of latents.
     """
+    model = guided.file
     check_fit(data, model)
+    if model.kind == "teacher":
+        check_trajectories(data, model)
+        solved = data.artifact.config.get("guidance", guided.conditions)  # those of others do not say
+        if solved != guided.conditions:
+            raise InputError(
+                f"{data.artifact.path} was solved with guidance {solved}, not {guided.conditions}: give the same"
+            )
     if not isinstance(data.dataset, IndexedTars):
         raise UsageError("times reads trajectories from a folder, not from a stream")
     with exclusive_output(output, overwrite=overwrite, suffix=".json"):
-        costs, times = _costs(model, data.dataset, min(count, len(data.dataset)))
+        costs, times = _costs(guided, data.dataset, min(count, len(data.dataset)))
         try:
             path = cheapest_path(costs, steps)
         except ValueError as error:
@@ -70,10 +90,10 @@ def write_times(
 
 
 @torch.no_grad()
-def _costs(model: GeneratorFile, dataset: IndexedTars, count: int) -> tuple[Tensor, Tensor]:
+def _costs(guided: GuidedTeacher, dataset: IndexedTars, count: int) -> tuple[Tensor, Tensor]:
     """The mean costs of all steps, (S + 1, S + 1), and the times, (S + 1,)."""
-    device = processes().device
-    network = model.network.to(device)
+    device, student = processes().device, guided.file.kind == "student"
+    network = guided.file.network.to(device) if student else guided.velocity(device)
     total, times = torch.zeros(()), torch.zeros(0)
     for begin in range(0, count, _AT_A_TIME):
         indices = range(begin, min(begin + _AT_A_TIME, count))
@@ -81,7 +101,7 @@ def _costs(model: GeneratorFile, dataset: IndexedTars, count: int) -> tuple[Tens
         states, times, y = columns["states"].float(), columns["times"][0], columns["label"]
         if not (columns["times"] == times).all():
             raise InputError(f"{dataset.artifact.path}: its trajectories do not share their times")
-        slope = _slopes(model.kind == "student", network, states, times, y)
+        slope = _slopes(student, network, states, times, y)
         total = total + len(indices) / count * step_costs(states, times, slope)
     return total, times
 

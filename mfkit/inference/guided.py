@@ -17,7 +17,7 @@ from mfkit.runtime.blocks import compile_blocks
 
 @dataclass(frozen=True)
 class GuidedTeacher:
-    """Whose velocity is asked for."""
+    """Whose velocity is asked for; a student's file has no guidance."""
 
     file: GeneratorFile
     rule: Guidance = field(default_factory=Guidance)
@@ -25,7 +25,11 @@ class GuidedTeacher:
     """A weaker teacher, of the same latents, in the place of the velocity without label."""
 
     def __post_init__(self) -> None:
-        """:raises UsageError: a guide and no weight. :raises InputError: it is of other latents."""
+        """:raises UsageError: a guide and no weight, or guidance of a student.
+        :raises InputError: the guide is of other latents.
+        """
+        if self.file.kind == "student" and (self.rule.guidance != 1 or self.guide):
+            raise UsageError("guidance is for a teacher; a student has what it was distilled with")
         if self.guide is None:
             return
         if self.rule.guidance == 1:

@@ -55,7 +55,7 @@ class Inversion(Trajectories):
         super().report_skipped()
         if self._missed:
             missed = torch.cat(self._missed)
-            logger.info(
+            logger.warning(
                 "to noise and back, %d latents miss themselves by %.3g in root mean square",
                 len(missed), missed.mean().sqrt(),
             )  # fmt: skip

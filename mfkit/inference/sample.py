@@ -33,13 +33,11 @@ class Sampling(ImageJob):
         self, guided: GuidedTeacher, autoencoder: AutoencoderFile, count: int, settings: SampleSettings,
         times: Sequence[float] | None = None, noise: LatentDataset | None = None,
     ) -> None:  # fmt: skip
-        """:param guided: the generator, which may be a student; that takes no guidance.
+        """:param guided: the generator, which may be a student.
         :param times: see :func:`~mfkit.inference.sampler.sampler_of`.
         :param noise: trajectories, whose first states and labels are sampled from.
         """
         generator = guided.file
-        if generator.kind == "student" and guided.conditions:
-            raise UsageError("guidance is for a teacher; a student has what it was distilled with")
         self._device, self._settings, self.count = processes().device, settings, count
         autoencoder.check_decodes(generator.latent_shape, generator.path)
         description = generator.description
