@@ -17,13 +17,16 @@ def setting(
     max: float | None = None,
     choices: Collection[str] | None = None,
     only: tuple[str, str] | None = None,
+    unless: tuple[str, Any] | None = None,
 ) -> Any:
     """A field of a :class:`Settings` class.
 
     :param metavar: its unit, as the help shows it. :param choices: the values it may have, such as a table's names.
     :param only: another setting and the value with which alone this one means something.
+    :param unless: another, where the class has it, and the value with which this one means nothing.
     """
-    rules = {"help": help, "metavar": metavar, "min": min, "max": max, "choices": choices, "only": only}
+    rules = {"help": help, "metavar": metavar, "min": min, "max": max, "choices": choices}
+    rules |= {"only": only, "unless": unless}
     return field(default=default, metadata=rules)
 
 
@@ -51,6 +54,25 @@ class Settings:
 def settings_of(kind: type[Settings]) -> list[Field]:
     """The fields of a class that are settings."""
     return [item for item in fields(kind) if item.metadata]
+
+
+def idle(item: Field, values: Mapping[str, Any]) -> str:
+    """Why a setting says nothing among the values of the others, as an error tells it; empty where it does."""
+    if item.metadata["only"]:
+        other, value = item.metadata["only"]
+        if values.get(other) != value:
+            return f"{_option(item.name)} is of {_option(other)} {value}, not of {values.get(other)}"
+    if item.metadata["unless"]:
+        other, value = item.metadata["unless"]
+        if values.get(other) == value:
+            return f"{_option(item.name)} means nothing beside {_option(other)}" + (
+                "" if value is True else f" {value}"
+            )
+    return ""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ MODELS = {
     "emf": "EMF: the same, a leg of 0.05",
     "consistency": "consistency distillation: the same at r = 0",
     "self-split": "SplitMeanFlow: two legs of u's map",
+    "psd": "PSD: two halves of u's map",
     "shortcut": "shortcut: two halves, averaged weights",
     "arrival": "arrival: the teacher's velocity where u arrives",
     "freeflow": "FreeFlow: the same from noise alone",

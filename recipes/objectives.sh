@@ -75,7 +75,7 @@ by_data() {
         --final-learning-rate 5e-6
 }
 
-flow_maps() { by_teacher imf hybrid scm tim temf modular consistency self-split; }
+flow_maps() { by_teacher imf hybrid scm tim temf modular consistency self-split psd; }
 
 more_flow_maps() {
     by_teacher soflow alphaflow emf shortcut arrival freeflow lagrangian

@@ -87,6 +87,15 @@ def test_what_a_file_may_not_say(mfkit, chain: Path, tmp_path: Path, text: str, 
     failed(mfkit(f"train-teacher {chain}/latents --config mine.toml -o x.safetensors"), 2, words)
 
 
+def test_the_last_preset_counts_file_or_name(mfkit, chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("steps = 7\n")
+    for presets in ("--preset small --preset mine.toml", "--preset mine.toml --preset small"):
+        done = mfkit(f"train-teacher {chain}/latents {presets} -o x.safetensors --dry-run")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)["settings"]
+        assert (found["steps"], found["learning_rate"]) == (7, 2e-3)
+
+
 def test_files_that_are_not_there(mfkit, chain: Path) -> None:
     failed(mfkit(f"train-teacher {chain}/latents --config gone.toml -o x.safetensors"), 2, "gone.toml")
     failed(mfkit(f"train-teacher {chain}/latents --format toml -o x.safetensors"), 2, "--format is of --dry-run")

@@ -1,11 +1,16 @@
-"""The shelf of flow maps, against an exact one: data N(0, S^2) and noise N(0, 1) have the flow X_r = z d(r) / d(t).
+"""The shelf of flow maps, against exact ones.
 
-d(t)^2 = (1 - t)^2 S^2 + t^2. Its velocity is v = z (t - (1 - t) S^2) / d(t)^2, its average u = (z - X_r) / (t - r).
+Data N(0, S^2) and noise N(0, 1) have the flow X_r = z d(r) / d(t), d(t)^2 = (1 - t)^2 S^2 + t^2. Its velocity is
+v = z (t - (1 - t) S^2) / d(t)^2, its average u = (z - X_r) / (t - r). Of data in two modes, N(-1, S^2) and N(1, S^2),
+the velocity is known too, and is not linear in z; its flow is solved in fine steps.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,13 +20,15 @@ from torch import Tensor, nn
 
 from mfkit.flow.objectives import OBJECTIVES, objectives_of
 from mfkit.flow.objectives.arrival import Arrival
-from mfkit.flow.objectives.base import GRADIENT, Batch, Models
+from mfkit.flow.objectives.base import GRADIENT, Batch, Models, Objective
 from mfkit.flow.objectives.cmt import CMT
 from mfkit.flow.objectives.ctm import CTM
+from mfkit.flow.objectives.drifting import Drifting
 from mfkit.flow.objectives.imm import IMM
 from mfkit.flow.objectives.interval import IntervalObjective, Points
 from mfkit.flow.objectives.interval_split import IntervalSplit
 from mfkit.flow.objectives.mean_flow import MeanFlow
+from mfkit.flow.objectives.reflow import Reflow
 from mfkit.flow.objectives.self_split import SelfSplit
 from mfkit.flow.random import Draws
 from mfkit.flow.times import expand_to
@@ -47,11 +54,45 @@ def exact(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return torch.where(same, velocity(z, t, y), whole)
 
 
-def wrong(z: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    return 1.2 * exact(z, r, t, y) + 0.1 * expand_to((t - r).sin(), z)
+def two_modes(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """E[e - x | z]: the modes' own velocities, by how likely z is of each."""
+    center, spread = expand_to(1 - t, z), expand_to(deviation(t), z)
+    slope = expand_to((t - (1 - t) * S**2) / deviation(t).square(), z)
+    off = torch.stack([z - center, z + center])
+    likely = (-(off / spread).square() / 2).softmax(0)
+    own = off * slope - torch.tensor([1.0, -1.0], dtype=z.dtype).view(2, *(1 for _ in z.shape))
+    return (likely * own).sum(0)
 
 
-def points(progress: float = 1.0) -> Points:
+def solved(z: Tensor, r: Tensor, t: Tensor, y: Tensor, steps: int = 24) -> Tensor:
+    """u of it: X_r by the classical method of Runge and Kutta."""
+    moved, h = z, -(t - r) / steps
+    for step in range(steps):
+        at = t + step * h
+        k1 = two_modes(moved, at, y)
+        k2 = two_modes(moved + expand_to(h / 2, z) * k1, at + h / 2, y)
+        k3 = two_modes(moved + expand_to(h / 2, z) * k2, at + h / 2, y)
+        k4 = two_modes(moved + expand_to(h, z) * k3, at + h, y)
+        moved = moved + expand_to(h / 6, z) * (k1 + 2 * k2 + 2 * k3 + k4)
+    same = expand_to((t - r).abs() < 1e-9, z).bool()
+    return torch.where(same, two_modes(z, t, y), (z - moved) / expand_to((t - r).clamp(min=1e-9), z))
+
+
+class Flow(NamedTuple):
+    velocity: Callable[..., Tensor]
+    average: Callable[..., Tensor]
+    error: float
+    """Of the average velocity."""
+
+
+FLOWS = {"one mode": Flow(velocity, exact, 1e-12), "two modes": Flow(two_modes, solved, 1e-6)}
+
+
+def wrong(z: Tensor, r: Tensor, t: Tensor, y: Tensor, of: Callable[..., Tensor] = exact) -> Tensor:
+    return 1.2 * of(z, r, t, y) + 0.1 * expand_to((t - r).sin(), z)
+
+
+def points(progress: float = 1.0, v: Callable[..., Tensor] = velocity) -> Points:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(6, 2, 2, 2, generator=generator, dtype=torch.float64)
     r = torch.tensor([0.1, 0.05, 0.5, 0.3, 0.9, 0.2], dtype=torch.float64)
@@ -59,7 +100,7 @@ def points(progress: float = 1.0) -> Points:
     y = torch.arange(6)
     inner = (r < t).nonzero().squeeze(1)
     whole = torch.full((6,), progress, dtype=torch.float64)
-    return Points(z, r, t, y, velocity(z, t, y), inner, whole, torch.rand(6, generator=generator).double())
+    return Points(z, r, t, y, v(z, t, y), inner, whole, torch.rand(6, generator=generator).double())
 
 
 def objective(name: str, **settings: object) -> IntervalObjective:
@@ -68,33 +109,50 @@ def objective(name: str, **settings: object) -> IntervalObjective:
     return kind(**settings)
 
 
-def error(loss: IntervalObjective, u=exact, at: Points | None = None) -> float:
-    return float(loss.loss(Models(u, u, velocity), at or points()).mse) ** 0.5
+def error(loss: IntervalObjective, u: Callable[..., Tensor], flow: Flow, source: str) -> float:
+    """:param source: whether the target asks a teacher or the student for a velocity."""
+    given = flow.velocity if source == "teacher" else None
+    return float(loss.loss(Models(u, u, given), points(v=flow.velocity)).mse) ** 0.5
+
+
+def of_both(losses: Sequence[Any]) -> list[Any]:
+    """Each with a teacher and without, where it can be."""
+    found = []
+    for values in losses:
+        (loss, *rest) = values if isinstance(values, tuple) else (values,)
+        for source, stage in (("teacher", "distill"), ("student", "bootstrap")):
+            if stage in loss.stages and not (source == "student" and getattr(loss, "tangent", "") == "teacher"):
+                found.append(pytest.param(loss, *rest, source, id=f"{loss.name}-{source}"))
+    return found
 
 
 NO_STATE = dict(target_ema=0.0)
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(
-    "loss",
-    [
+    ("loss", "source"),
+    of_both([
         *(MeanFlow(derivative="jvp", tangent=tangent) for tangent in ("velocity", "teacher", "own")),
         *(objective(name, derivative="jvp") for name in ("imf", "hybrid", "scm", "tim", "temf")),
         MeanFlow(derivative="jvp", interval_weight="short-first", max_correction=0.5, normalise=0.1),
         SelfSplit(),
+        objective("psd"),
         objective("shortcut", **NO_STATE),
-    ],
-    ids=lambda loss: f"{loss.name}",
-)
-def test_the_exact_average_velocity_has_no_loss(loss: IntervalObjective) -> None:
-    assert error(loss) < 1e-12 and error(loss, wrong) > 1e-2
+    ]),
+)  # fmt: skip
+def test_the_exact_average_velocity_has_no_loss(loss: IntervalObjective, source: str, flow: str) -> None:
+    of = FLOWS[flow]
+    assert error(loss, of.average, of, source) < of.error
+    assert error(loss, partial(wrong, of=of.average), of, source) > 1e-2
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(
-    ("loss", "setting", "order"),
-    [
+    ("loss", "setting", "order", "source"),
+    of_both([
         (MeanFlow(derivative="central"), "finite_difference_step", 2),
         (objective("modular"), "finite_difference_step", 2),
         (IntervalSplit(), "final_first_leg", 2),
@@ -105,12 +163,15 @@ def test_the_exact_average_velocity_has_no_loss(loss: IntervalObjective) -> None
         (Arrival(), "arrival_step", 2),
         (objective("lagrangian"), "arrival_step", 2),
         (objective("tvm", **NO_STATE), "arrival_step", 2),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_its_loss_vanishes_at_the_stated_order(loss: IntervalObjective, setting: str, order: int) -> None:
-    errors = [error(replace(loss, **{setting: step})) for step in (4e-3, 2e-3)]
-    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1) and errors[1] < 1e-3 < error(loss, wrong)
+    ]),
+)  # fmt: skip
+def test_its_loss_vanishes_at_the_stated_order(
+    loss: IntervalObjective, setting: str, order: int, source: str, flow: str
+) -> None:
+    of = FLOWS[flow]
+    errors = [error(replace(loss, **{setting: step}), of.average, of, source) for step in (4e-3, 2e-3)]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
+    assert errors[1] < 1e-3 < error(loss, partial(wrong, of=of.average), of, source)
 
 
 class Scaled(nn.Module):
@@ -130,14 +191,73 @@ INTERVAL = [kind for kind in OBJECTIVES.values() if issubclass(kind, IntervalObj
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("kind", INTERVAL, ids=lambda kind: kind.name)
-def test_no_gradient_reaches_a_target(kind: type[IntervalObjective]) -> None:
-    """Targets are taken with the unwrapped network, here another one: its parameter gets none."""
+@pytest.mark.parametrize(("loss", "source"), of_both([kind() for kind in INTERVAL]))
+def test_no_gradient_reaches_a_target(loss: IntervalObjective, source: str) -> None:
+    """Targets are taken with the unwrapped network, here another one, or with averaged weights."""
+    averaged, found = getattr(loss, "target_ema", 0), []
+    for w in (0.9, 0.8):
+        own, target = Scaled(), Scaled()
+        state = {"w": torch.tensor(w, dtype=torch.float64)} if averaged else {}
+        value = loss.loss(Models(own, target, velocity if source == "teacher" else None, state), points()).value
+        value.backward()
+        assert own.w.grad is not None and own.w.grad.abs() > 1e-6 and target.w.grad is None
+        found.append(own.w.grad.item())
+    assert (found[0] != found[1]) == bool(averaged)
+
+
+def samples(loss: Objective, stage: str, count: int = 6) -> Batch:
+    """So many of what an objective reads."""
+    if loss.reads == "trajectories":
+        return replace(trajectory_batch(), draws=Draws(0, stage, range(5)))
+    shape = (count, *([loss.class_group] if loss.class_group else []), 2, 2, 2)
+    return Batch(
+        {"latent": torch.randn(shape)}, torch.zeros(count, dtype=torch.long), range(count), torch.full((count,), 0.3),
+        Draws(0, stage, range(count)), 1.0, (2, 2, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+@pytest.mark.parametrize("name", ["arrival", "freeflow", "mean-flow"])
+def test_short_intervals_first_weighs_one_in_the_mean(name: str, shift: float) -> None:
+    loss = objective(name, interval_weight="short-first")
+    batch = replace(samples(loss, "distill", 8000), time_shift=shift, progress=torch.zeros(8000))
+    found = loss.points(Models(exact, exact), batch)
+    weight = loss.weight(found)
+    assert weight is not None and weight[found.r < found.t].mean() == pytest.approx(1, abs=0.03)
+
+
+OTHERS = [
+    (CMT(pairs=3), "midtrain"), (CTM(pairs=3), "midtrain"), (IMM(), "bootstrap"),
+    (Drifting(generated=4, extra=6, real=5), "bootstrap"),
+]  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("loss", "stage"), OTHERS, ids=lambda value: getattr(value, "name", value))
+def test_other_objectives_cost_what_they_say_and_stop_gradients(loss: Objective, stage: str) -> None:
     own, target = Scaled(), Scaled()
-    loss = kind()
-    state = {"w": torch.tensor(0.9, dtype=torch.float64)} if getattr(loss, "target_ema", 0) else {}
-    loss.loss(Models(own, target, velocity, state), points()).value.backward()
+    batch = samples(loss, stage)
+    loss(Models(own, target), batch).value.backward()
+    assert (own.passes + target.passes) / (len(batch.y) * loss.rows_per_sample) == loss.forward_passes(stage)
     assert own.w.grad is not None and own.w.grad.abs() > 1e-6 and target.w.grad is None
+
+
+@pytest.mark.fast
+def test_reflow_learns_its_pairs_and_before_them_fresh_noise() -> None:
+    """A half of the way through the annealing: e = sqrt(3)/2 of the trajectory's noise and 1/2 of a fresh one."""
+    batch = samples(Reflow(), "train-teacher")
+    fresh, t = batch.draws.normal("noise", (2, 2, 2)), batch.shifted_times("time")
+    first, x = (batch.data["states"][:, place].float() for place in (0, -1))
+    for progress, e in ((0.0, fresh), (0.25, 0.75**0.5 * first + 0.5 * fresh), (0.5, first), (0.9, first)):
+        asked: list[Tensor] = []
+
+        def straight(z: Tensor, at: Tensor, y: Tensor, e: Tensor = e, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(z - (expand_to(1 - t, z) * x + expand_to(t, z) * e))
+            return e - x
+
+        found = Reflow(anneal=0.5)(Models(straight, straight), replace(batch, progress=torch.full((5,), progress)))
+        assert float(found.mse) < 1e-10 and asked[0].abs().max() < 1e-5, progress
 
 
 @pytest.mark.fast
@@ -338,6 +458,9 @@ def test_what_has_no_teacher_no_latents_or_too_few_bits_is_refused(mfkit, chain:
     bootstrap = f"bootstrap --init {chain}/cmt.safetensors -o x.safetensors"
     distill = f"distill --teacher {chain}/teacher.safetensors -o x.safetensors"
     for command, words in (
+        (f"{distill} --objective lagrangian --target-ema 0.9", ("--target-ema: all of the target is the teacher's",)),
+        (f"{distill} --objective freeflow --ratio-to-data 1", ("--ratio-to-data means nothing beside --free",)),
+        (f"{distill} --objective arrival --free --ratio-r-equals-t 0.5", ("means nothing beside --free",)),
         (f"{bootstrap} --objective arrival --free", ("--free learns from a teacher alone",)),
         (f"{bootstrap} --velocity teacher", ("--velocity teacher: bootstrap has no teacher",)),
         (f"{bootstrap} --tangent teacher", ("--tangent teacher: bootstrap has no teacher",)),

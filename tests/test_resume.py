@@ -47,6 +47,15 @@ def test_training_killed_again_and_again(chain: Path, tmp_path: Path) -> None:
     assert told["met"] >= KILLS // 4
 
 
+def test_schedules_and_averaged_weights_go_on(chain: Path, tmp_path: Path) -> None:
+    start = f"--init {chain}/cmt.safetensors --latents {chain}/latents --steps 6 --save-every 1 --log-every 1"
+    stopped_again_and_again(
+        tmp_path, "KILL",
+        f"distill --teacher {chain}/teacher.safetensors {start} --batch-size 16 --objective soflow -o s.safetensors",
+        f"bootstrap {start} --batch-size 16 --objective shortcut -o h.safetensors",
+    )  # fmt: skip
+
+
 def test_stopped_by_signals(chain: Path, tmp_path: Path) -> None:
     commands = [
         "encode digits:heldout --rae {}/rae.safetensors -o latents --shard-size 20 --batch-size 10 --mirror",

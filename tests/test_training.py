@@ -55,6 +55,7 @@ def test_learning_rates() -> None:
 @pytest.mark.parametrize(
     ("preset", "stage", "expected"),
     [
+        ("imagenet256", "train-rae", dict(steps=16 * 1_281_167 // 512, warmup=1_281_167 // 512, ema=(0.9978,))),
         ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=(0.9995,), class_dropout=0.1)),
         ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=(0.999,), max_grad_norm=1.0)),
         ("imagenet256", "distill", dict(steps=180_000, batch_size=256, learning_rate=1e-4, ema=(0.9999,))),
@@ -63,7 +64,7 @@ def test_learning_rates() -> None:
     ],
 )
 def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
-    resolved = presets.resolve(GeneratorSettings, stage, preset, {})
+    resolved = presets.resolve(TrainingSettings if stage == "train-rae" else GeneratorSettings, stage, preset, {})
     assert {name: getattr(resolved, name) for name in expected} == expected
 
 
@@ -194,6 +195,10 @@ SHARED = [
     "distill --teacher {}/teacher.safetensors --init {}/cmt.safetensors -o OUT/d.safetensors --steps 4 "
     "--batch-size 16 --log-every 1",
     "bootstrap --init {}/mfd.safetensors -o OUT/b.safetensors --steps 3 --batch-size 16 --log-every 1",
+    "distill --teacher {}/teacher.safetensors --init {}/cmt.safetensors --objective soflow -o OUT/s.safetensors "
+    "--steps 3 --batch-size 16 --log-every 1",
+    "bootstrap --init {}/cmt.safetensors --latents {}/latents --objective shortcut -o OUT/h.safetensors --steps 3 "
+    "--batch-size 16 --log-every 1",
     "train-rae digits:heldout --encoder tiny -o OUT/rae.safetensors --optimizer adamw --pretrain-steps 2 --steps 2 "
     "--batch-size 16 --log-every 1",
     "train-rae digits:heldout --encoder {}/rae.safetensors -o OUT/a.safetensors --optimizer adamw --steps 4 "
@@ -228,7 +233,12 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
     # With four, what they share otherwise than two do: files, classes, moments.
     folders = {"latents": 5, "few": 1, "traj": 5, "images": 20, "decoded": 64}
     for count, shared, trained, written in (
-        (2, commands, ("t", "c", "d", "b", "rae", "a", "g", "f", "q"), ("latents", "few", "traj", "images", "decoded")),
+        (
+            2,
+            commands,
+            ("t", "c", "d", "b", "s", "h", "rae", "a", "g", "f", "q"),
+            ("latents", "few", "traj", "images", "decoded"),
+        ),
         (4, [command for command in commands if re.search(r"OUT/(latents|g\.|f\.)", command)], "gf", ["latents"]),
     ):
         lines = [command.replace("OUT", f"by{count}") for command in shared]

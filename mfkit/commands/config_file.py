@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from mfkit.errors import UsageError
-from mfkit.setting import Settings, settings_of
+from mfkit.setting import Settings, idle, settings_of
 
 _FILES = re.compile(r"--config(=.*)?|--preset(=.*\.toml)?")
 
@@ -59,10 +59,8 @@ def resolved_as_toml(
 ) -> str:
     """What a dry run described, as a file for ``--config``: what was typed, and every setting that it resolved."""
     settings = {name: value for name, value in json.loads(described)["settings"].items() if name in flags}
-    only = {item.name: item.metadata["only"] for kind in kinds for item in settings_of(kind) if item.metadata["only"]}
-    for name, (other, value) in only.items():
-        if settings.get(other) != value:
-            settings.pop(name, None)
+    known = {item.name: item for kind in kinds for item in settings_of(kind)}
+    settings = {name: value for name, value in settings.items() if name not in known or not idle(known[name], settings)}
     plain = {name: value for name, value in typed.items() if name not in ("dry_run", "format")}
     whole = {name: str(value) if isinstance(value, Path) else value for name, value in (plain | settings).items()}
     return as_toml(command, {name: value for name, value in whole.items() if value not in (None, [], ())})
@@ -83,18 +81,14 @@ def _literal(value: Any) -> str:
 def _files(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """The files that are named, and the other arguments."""
     files, others = [], []
-    rest = iter(arguments)
-    for argument in rest:
+    rest = iter(enumerate(arguments, 1))
+    for following, argument in rest:
         match = _FILES.fullmatch(argument)
-        if match is None or (argument == "--preset" and not _next_is_a_file(arguments, argument)):
+        if match is None or (argument == "--preset" and not "".join(arguments[following:][:1]).endswith(".toml")):
             others.append(argument)
         else:
-            files.append(Path(argument.partition("=")[2] or next(rest, "")))
+            files.append(Path(argument.partition("=")[2] or next(rest, (0, ""))[1]))
     return files, others
-
-
-def _next_is_a_file(arguments: list[str], option: str) -> bool:
-    return "".join(arguments[arguments.index(option) + 1 :][:1]).endswith(".toml")
 
 
 def _entries(file: Path, command: str, commands: Collection[str]) -> Iterator[tuple[str, Any, str]]:
@@ -103,7 +97,7 @@ def _entries(file: Path, command: str, commands: Collection[str]) -> Iterator[tu
         text = file.read_text()
         document = tomllib.loads(text)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--config {file}: {error}") from error
+        raise UsageError(f"{file}: {error}") from error
     lines = text.splitlines()
     tables = {name: value for name, value in document.items() if isinstance(value, dict)}
     if unknown := tables.keys() - commands:

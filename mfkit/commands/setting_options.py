@@ -70,7 +70,7 @@ def objective_option(objectives: Mapping[str, type[Any]]) -> Any:
 def about(kind: type[Objective], stage: Stage) -> str:
     """An objective's line on the shelf: paper, data, cost, what it is a case of."""
     objective = kind()
-    reads = kind.reads if kind.reads and objective.needs_latents else "no data"
+    reads = (kind.reads or "latents once, for their moments") if objective.needs_latents else "no data"
     parts = [
         kind.summary,
         f"reads {reads}{' by class' if objective.class_group else ''}",

@@ -137,7 +137,7 @@ class AutoencoderSettings(Settings):
         "(the RAE's own layers), or none.",
         metavar="NAME|FILE",
     )
-    perceptual_weight: float = setting(1.0, "Its weight.", metavar="W", min=0)
+    perceptual_weight: float = setting(1.0, "Its weight.", metavar="W", min=0, unless=("perceptual", "none"))
     discriminator: str = setting(
         "none",
         "Trunk of a discriminator: a timm model, a file of one with its config.json, encoder (the RAE's own), or none.",
@@ -148,13 +148,16 @@ class AutoencoderSettings(Settings):
         "Weight of what the discriminator says, whose gradient is brought to the size of the others'.",
         metavar="W",
         min=0,
+        unless=("discriminator", "none"),
     )
     discriminator_start: float = setting(
-        0.375, "Share of the steps after which the discriminator is trained.", metavar="P", min=0, max=1
-    )
+        0.375, "Share of the steps after which the discriminator is trained.", metavar="P", min=0, max=1,
+        unless=("discriminator", "none"),
+    )  # fmt: skip
     adversarial_start: float = setting(
-        0.5, "Share of the steps after which the decoder descends it.", metavar="P", min=0, max=1
-    )
+        0.5, "Share of the steps after which the decoder descends it.", metavar="P", min=0, max=1,
+        unless=("discriminator", "none"),
+    )  # fmt: skip
     pretrain_steps: int = setting(300_000, "Pre-training steps of the encoder `tiny`.", metavar="N", min=1)
     mask_ratio: float = setting(
         0.6, "Pre-training of `tiny` masks a share U[0, this] of the patches.", metavar="P", min=0, max=1

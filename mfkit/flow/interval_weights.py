@@ -50,10 +50,21 @@ INTERVAL_WEIGHTS: dict[str, Callable[[Interval], Tensor] | None] = {
 @lru_cache
 def mean_length(time_shift: float, ratio_to_data: float) -> float:
     """Mean of t - r, where t is the later of two uniform times, shifted, and r the other or, in a share of rows, 0."""
+    u, times = _midpoints(time_shift)
+    later, earlier = float((2 * u * times).mean()), float((2 * (1 - u) * times).mean())
+    return later - (1 - ratio_to_data) * earlier
+
+
+@lru_cache
+def mean_time(time_shift: float) -> float:
+    """Mean of a uniform time, shifted."""
+    return float(_midpoints(time_shift)[1].mean())
+
+
+def _midpoints(time_shift: float) -> tuple[Tensor, Tensor]:
+    """Of many equal parts of [0, 1], (N,), and the same shifted."""
     import torch
 
     count = 10_000
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    times = shift_times(u, time_shift)
-    later, earlier = float((2 * u * times).mean()), float((2 * (1 - u) * times).mean())
-    return later - (1 - ratio_to_data) * earlier
+    return u, shift_times(u, time_shift)

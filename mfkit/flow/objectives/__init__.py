@@ -11,7 +11,7 @@ from mfkit.flow.objectives.imm import IMM
 from mfkit.flow.objectives.interval_split import EMF, AlphaFlow, Consistency, IntervalSplit, SoFlow
 from mfkit.flow.objectives.mean_flow import IMF, SCM, TEMF, Hybrid, MeanFlow, Modular, TiM
 from mfkit.flow.objectives.reflow import Reflow
-from mfkit.flow.objectives.self_split import SelfSplit, Shortcut
+from mfkit.flow.objectives.self_split import PSD, SelfSplit, Shortcut
 
 OBJECTIVES: dict[str, type[Objective]] = {
     kind.name: kind
@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         EMF,
         Consistency,
         SelfSplit,
+        PSD,
         Shortcut,
         Arrival,
         FreeFlow,

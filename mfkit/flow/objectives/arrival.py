@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from mfkit.errors import UsageError
+from mfkit.flow.interval_weights import mean_time
 from mfkit.flow.objectives.base import GRADIENT, Batch, Loss, Models, Stage, adaptive_mean_squared
 from mfkit.flow.objectives.interval import Points
 from mfkit.flow.objectives.target import OwnTargetObjective
@@ -69,7 +70,8 @@ class Arrival(OwnTargetObjective):
         z, r = batch.draws.normal("noise", batch.latent_shape), batch.shifted_times("time")
         every = torch.arange(len(r), device=r.device)
         third = batch.draws.uniform("third-time")
-        return Points(z, r, torch.ones_like(r), batch.y, torch.zeros_like(z), every, batch.progress, third)
+        length = 1 - mean_time(batch.time_shift)
+        return Points(z, r, torch.ones_like(r), batch.y, torch.zeros_like(z), every, batch.progress, third, length)
 
     def loss(self, models: Models, points: Points) -> Loss:
         error, order = (self._by_prediction if self.through == "prediction" else self._by_slope)(models, points)

@@ -32,7 +32,8 @@ class Points:
     """How far the run is, in [0, 1)."""
     third: Tensor
     """Uniform in [0, 1), for a third time."""
-    time_shift: float = 1.0
+    mean_length: float = 1 / 3
+    """Mean of t - r over the rows with r < t, by the law that they are drawn by; that of two uniform times."""
 
     def take(self, rows: Tensor) -> Points:
         """These rows, all of them inner ones."""
@@ -70,8 +71,12 @@ class IntervalObjective(Objective):
     velocity: VelocitySource = setting(
         "auto", "Whose velocity the target has: the teacher's or the data's, e - x; auto: the teacher's, if any."
     )
-    ratio_r_equals_t: float = setting(0.75, "Share of samples with r = t.", metavar="P", min=0, max=1)
-    ratio_to_data: float = setting(0.0, "Share of the others that reach to the data, r = 0.", metavar="P", min=0, max=1)
+    ratio_r_equals_t: float = setting(
+        0.75, "Share of samples with r = t.", metavar="P", min=0, max=1, unless=("free", True)
+    )
+    ratio_to_data: float = setting(
+        0.0, "Share of the others that reach to the data, r = 0.", metavar="P", min=0, max=1, unless=("free", True)
+    )
     interval_weight: str = setting(
         "none",
         "Weight of a sample by t - r: short-first (arXiv 2511.19065), temf (CVPR 2026), tim (arXiv 2509.04394).",
@@ -113,14 +118,15 @@ class IntervalObjective(Objective):
             rows = equal.nonzero().squeeze(1).to(x.device) if self.own_target else slice(None)
             v[rows] = models.velocity(z[rows], t[rows], batch.y[rows]).to(v.dtype)
         third = batch.draws.uniform("third-time")
-        return Points(z, r, t, batch.y, v, longer, batch.progress, third, batch.time_shift)
+        length = mean_length(batch.time_shift, self.ratio_to_data)
+        return Points(z, r, t, batch.y, v, longer, batch.progress, third, length)
 
     def weight(self, points: Points) -> Tensor | None:
         """(B,), of each row by its interval, 1 where r = t; None for 1 throughout."""
         p, rule = points, INTERVAL_WEIGHTS[self.interval_weight]
         if rule is None:
             return None
-        interval = Interval(p.r, p.t, p.progress.to(p.t), mean_length(p.time_shift, self.ratio_to_data))
+        interval = Interval(p.r, p.t, p.progress.to(p.t), p.mean_length)
         return rule(interval).masked_fill(p.r == p.t, 1)
 
 

@@ -100,6 +100,6 @@ EMF = variant(
 )  # fmt: skip
 Consistency = variant(
     IntervalSplit, "consistency",
-    "r = 0, first leg 0.25 to 0.005 of t: consistency distillation, or training (arXiv 2303.01469)",
+    "r = 0, first leg 0.25 to 0.005 of t: consistency distillation, or training (arXiv 2303.01469; ECT)",
     ratio_to_data=1.0, first_leg=0.25, final_first_leg=0.005,
 )  # fmt: skip

@@ -29,7 +29,7 @@ class MeanFlow(IntervalObjective):
 
     heading: ClassVar[str] = "Mean flow"
     name: ClassVar[str] = "mean-flow"
-    summary: ClassVar[str] = "v - (t - r) du/dt (MeanFlow, arXiv 2505.13447)"
+    summary: ClassVar[str] = "v - (t - r) du/dt (MeanFlow, arXiv 2505.13447; AYF-EMD)"
 
     derivative: DerivativeMethod = setting(
         "auto", "How du/dt is taken; auto: central in float32, else jvp, since a difference would be noise."

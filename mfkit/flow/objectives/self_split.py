@@ -48,6 +48,10 @@ class SelfSplit(OwnTargetObjective):
         return adaptive_mean_squared(error, self.norm_p, self.norm_eps, weight=self.weight(p))
 
 
+PSD = variant(
+    SelfSplit, "psd", "two halves of u's own map (progressive self-distillation, PSD-midpoint, arXiv 2505.18825)",
+    middle="half",
+)  # fmt: skip
 Shortcut = variant(
     SelfSplit, "shortcut", "two halves of u's own map, by averaged weights (shortcut models, arXiv 2410.12557)",
     middle="half", target_ema=0.95,
