@@ -181,14 +181,18 @@ def test_mfkit_reads_the_folder_too(mfkit, place: Path, chain: Path, tmp_path: P
 
 def test_a_model_on_the_hub_is_a_model(place: Path, chain: Path, tmp_path: Path) -> None:
     models = {"a": "hf://someone/digits@main", "x": "hf://someone/nothing", "b": f"{chain}/mft.safetensors"}
+    fid = "fid digits:heldout --reference digits:train -n 20 --features hf://someone/raw/rae.safetensors"
     with serving() as hub:
+        hub.repositories["someone/raw"] = {"rae.safetensors": (chain / "rae.safetensors").read_bytes()}
         hub.add("someone/digits", place / "pipeline")
         environment = hub.environment(tmp_path / "hub")
         script = several_as_script(
-            tmp_path, *(f"sample {model} -n 6 --seed 4 -o {name}.npz" for name, model in models.items())
-        )
+            tmp_path, *(f"sample {model} -n 6 --seed 4 -o {name}.npz" for name, model in models.items()), fid,
+            "encode hf://someone/raw --rae hf://someone/raw/rae.safetensors --preset digits -o x",
+        )  # fmt: skip
         done = shell(script, tmp_path, **environment)
-    assert (tmp_path / "codes0").read_text().split() == ["0", "3", "0"], done.stderr
+    assert (tmp_path / "codes0").read_text().split() == ["0", "3", "0", "0", "2"], done.stderr
+    assert "images of a dataset are hf://datasets/owner/name" in done.stderr
     assert not any(request.endswith(".py") for request in hub.requests)
     assert "hf://someone/nothing cannot be downloaded" in done.stderr
     assert np.array_equal(*(np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")))
@@ -207,7 +211,7 @@ def test_the_card_says_how_it_was_made_and_measured(place: Path) -> None:
     names = ["train-rae", "encode", "train-teacher", "trajectories", "midtrain", "distill", "bootstrap"]
     assert [line.split()[1] for line in commands] == names
     measured = json.loads((place / "fid.json").read_text())
-    assert f"Fréchet distance: {measured['frechet_distance']:.4g}" in card
+    assert f"Fréchet distance of {measured['features']}: {measured['frechet_distance']:.4g}" in card
     assert "## Licence\n\nNone is given." in card
     assert "digits:train" in card and "nfe 1" in card and "seed 0" in card and "images 40" in card
 

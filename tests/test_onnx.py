@@ -51,15 +51,20 @@ def test_what_the_graph_says_of_itself(graph: Path, chain: Path) -> None:
     assert json.loads(said["classes"]) == [str(label) for label in range(10)] and said["steps"] == "2"
     assert said["image_size"] == "32" and said["digest"] == open_artifact(chain / "mft.safetensors").digest
     assert json.loads(said["provenance"])["command"].startswith("mfkit bootstrap")
+    assert said["license"] == "none is given" and "--seed S" in said["seeds"]
     assert b"site-packages" not in graph.read_bytes()  # no traces of the machine that wrote it
 
 
 def test_smaller_weights_and_what_they_lose(mfkit, graph: Path, chain: Path, tmp_path: Path) -> None:
     noise = torch.randn(4, 32, 4, 4, generator=torch.Generator().manual_seed(1))
     for weights, share, error in (("float16", 0.6, 5e-3), ("int8", 0.4, 0.1)):
-        done = mfkit(f"export {chain}/mft.safetensors --format onnx --steps 2 --weights {weights} -o {weights}.onnx")
+        done = mfkit(
+            f"export {chain}/mft.safetensors --format onnx --steps 2 --weights {weights} "
+            f"--license mit -o {weights}.onnx"
+        )
         assert done.code == 0, done.err
         file, said = tmp_path / f"{weights}.onnx", json.loads(done.out)
+        assert "mit" in {entry.value for entry in onnx.load(file).metadata_props if entry.key == "license"}
         assert file.stat().st_size < share * graph.stat().st_size
         exact = drawn(graph, noise, [3, 7, 0, 9])
         difference = (drawn(file, noise, [3, 7, 0, 9]) - exact).abs()
@@ -76,3 +81,7 @@ def test_what_cannot_be_written(mfkit, chain: Path, tmp_path: Path) -> None:
     (tmp_path / "taken.onnx").write_text("mine")
     failed(mfkit(f"export {chain}/mft.safetensors --format onnx -o taken.onnx"), 4, "taken.onnx exists")
     assert (tmp_path / "taken.onnx").read_text() == "mine" and not (tmp_path / "x.onnx").exists()
+    (tmp_path / "new.onnx.data").write_text("mine")
+    failed(mfkit(f"export {chain}/mft.safetensors --format onnx -o new.onnx"), 4, "new.onnx.data exists")
+    assert (tmp_path / "new.onnx.data").read_text() == "mine"
+    failed(mfkit(f"export {chain}/mft.safetensors --format onnx -o graph"), 2, "must end in .onnx")

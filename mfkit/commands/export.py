@@ -37,9 +37,7 @@ def export(
     ] = "",
     license: Annotated[
         str | None,
-        typer.Option(
-            help="Of a diffusers folder: the licence that its card states, as the hub names it.", metavar="ID"
-        ),
+        typer.Option(help="The licence that the card or the graph states, as the hub names it.", metavar="ID"),
     ] = None,
     push: Annotated[
         str | None,
@@ -62,7 +60,7 @@ def export(
     loads; or as an ONNX graph from noise and labels to images, which is written once onnxruntime has drawn with it what
     PyTorch draws.
     """
-    of_folder: dict[str, object] = {"--fid": fid, "--variants": variants, "--license": license, "--push": push}
+    of_folder: dict[str, object] = {"--fid": fid, "--variants": variants, "--push": push}
     given: dict[str, dict[str, object]] = {
         "diffusers": of_folder, "onnx": {"--steps": steps, "--weights": weights}
     }  # fmt: skip
@@ -78,7 +76,9 @@ def export(
     if format == "onnx":
         from mfkit.interop.onnx import export_onnx
 
-        return export_onnx(exported, output, steps=steps or 1, weights=weights or "float32", overwrite=overwrite)
+        return export_onnx(
+            exported, output, steps=steps or 1, weights=weights or "float32", license=license, overwrite=overwrite
+        )
     from mfkit.interop.export import export_pipeline
 
     named = [name for name in variants.split(",") if name]

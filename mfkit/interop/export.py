@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffusers import FlowMapEulerDiscreteScheduler
 
 from mfkit.artifacts.artifact import Artifact, InputRecord, Provenance
 from mfkit.artifacts.atomic import check_replaceable, output_is_complete, write_errors, writer_lock
-from mfkit.artifacts.json_files import parse, read_json
+from mfkit.artifacts.json_files import parse, parse_known, read_json
 from mfkit.artifacts.network_weights import save_network
 from mfkit.artifacts.pipeline_folder import INDEX, WEIGHTS
 from mfkit.autoencoders.decoder_folder import KIND as DECODER
@@ -30,7 +30,7 @@ from mfkit.flow.random import Draws
 from mfkit.formats.diffusers_folder import folder_digest
 from mfkit.inference.sampler import sampler_of
 from mfkit.interop.exported import Exported
-from mfkit.interop.model_card import model_card
+from mfkit.interop.model_card import Measured, Space, model_card
 from mfkit.interop.pipeline import MeanFlowPipeline
 from mfkit.interop.standalone import standalone_source
 from mfkit.interop.transformer import MeanFlowTransformer
@@ -130,39 +130,17 @@ def _write_class(path: Path, written: type) -> list[str]:
     return [path.stem, written.__name__]
 
 
-@dataclass(frozen=True)
-class _Untrained:
-    """A distance in a space that the student was not trained on."""
-
-    features: str
-    frechet_distance: float
-
-
-@dataclass(frozen=True)
-class _Evaluated:
-    """What a model card uses of what ``mfkit fid`` printed."""
-
-    frechet_distance: float
-    samples: dict[str, Any]
-    reference: dict[str, Any]
-    features: str = ""
-    features_digest: str = ""
-    resize: str = ""
-    kernel_distance: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    inception_score: dict[str, float] = field(default_factory=dict)
-    untrained: _Untrained | None = None
-
-
-def _evaluation(path: Path, student: Artifact) -> dict[str, Any]:
+def _evaluation(path: Path, student: Artifact) -> Measured:
     """What ``mfkit fid`` printed, which must be of this student."""
-    document = parse(dict, read_json(path), path)
-    used = {name: document[name] for name in _Evaluated.__dataclass_fields__ if name in document}
-    found = parse(_Evaluated, used, path)
+    document = parse(dict[str, Any], read_json(path), path)
+    spaces = {
+        name: parse_known(Space, parse(dict[str, Any], one, path), path)
+        for name, one in parse(dict[str, Any], document.get("spaces", {}), path).items()
+    }
+    found = replace(parse_known(Measured, document | {"spaces": {}}, path), spaces=spaces)
     if found.samples.get("model_digest") != student.digest:
         raise InputError(f"{path} is of samples of another model than {student.path}, or of samples that do not say it")
-    return used
+    return found
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The model card of an exported pipeline: what it is, how it was made, and how good it was measured to be."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +13,8 @@ from mfkit.artifacts.inspect import command_chain
 from mfkit.models.files import GeneratorFile
 
 _NAMES = {
-    "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
-    "recall": "recall",
+    "spatial_frechet_distance": "spatial Fréchet distance (sFID)", "kernel_distance": "kernel distance",
+    "precision": "precision", "recall": "recall", "fdr": "FDr",
 }  # fmt: skip
 _CONDITIONS = ("images", "size", "model", "nfe", "solver", "time_shift", "labels", "seed", "precision", "guidance")
 _HUB = re.compile(r"hf://(?!datasets/)(\w[\w.-]*/\w[\w.-]*)")
@@ -20,8 +22,62 @@ _HUB_DATASET = re.compile(r"hf:/{1,2}datasets/(\w[\w.-]*/\w[\w.-]*)")
 _TAGS = ["image-generation", "class-conditional", "mean-flow", "one-step"]
 
 
+@dataclass(frozen=True)
+class Space:
+    """A Fréchet distance, and the features that it is of."""
+
+    frechet_distance: float
+    features: str = ""
+    features_digest: str = ""
+    resize: str = ""
+    trained_on: bool = False
+    """Whether the student was trained by it, so that it is no evidence."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of images in groups."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Measured(Space):
+    """What a card uses of what ``mfkit fid`` printed."""
+
+    samples: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+    spatial_frechet_distance: float | None = None
+    kernel_distance: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    inception_score: Score | None = None
+    prdc: dict[str, float] = field(default_factory=dict)
+    fdr: float | None = None
+    spaces: dict[str, Space] = field(default_factory=dict)
+    """By name, where there are several; the first is also the one without a name."""
+    untrained: Space | None = None
+    """One that the student was not trained on, beside such as it was."""
+
+    def figures(self) -> Iterator[tuple[str, str, float, Space]]:
+        """Key, name and value of each, and the features that it is of."""
+        for space in self.spaces.values() or [self]:
+            yield "frechet_distance", "Fréchet distance", space.frechet_distance, space
+        if self.untrained:
+            yield "frechet_distance", "Fréchet distance", self.untrained.frechet_distance, self.untrained
+        for key, name in _NAMES.items():
+            if (value := getattr(self, key)) is not None:
+                yield key, name, value, self
+        if self.inception_score:
+            yield "inception_score", "Inception Score", self.inception_score.mean, self
+        for key in ("density", "coverage"):
+            if key in self.prdc:
+                yield key, key, self.prdc[key], self
+
+
 def model_card(
-    student: GeneratorFile, parameters: int, autoencoder: Any, evaluation: dict[str, Any] | None, license: str | None
+    student: GeneratorFile, parameters: int, autoencoder: Any, evaluation: Measured | None, license: str | None
 ) -> str:
     """Markdown, with the hub's header; it shows ``grid.png``, which lies beside it.
 
@@ -61,19 +117,22 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _results(measured: dict[str, Any]) -> list[EvalResult]:
+def _results(measured: Measured) -> list[EvalResult]:
     """The figures, for the hub's index of models, with the protocol of each."""
-    protocol = {"features": measured.get("features"), "resize": measured.get("resize")}
-    protocol |= {name: measured["samples"].get(name) for name in _CONDITIONS}
-    return [
-        EvalResult(
-            task_type="unconditional-image-generation", dataset_type="images",
-            dataset_name=str(measured["reference"].get("location")), metric_type=name, metric_name=label,
-            metric_value=measured[name], metric_args={key: one for key, one in protocol.items() if one is not None},
-        )
-        for name, label in _NAMES.items()
-        if measured.get(name) is not None
-    ]  # fmt: skip
+    reference = {f"reference_{name}": measured.reference.get(name) for name in ("images", "digest")}
+    conditions = {name: measured.samples.get(name) for name in _CONDITIONS} | reference
+    found = []
+    for key, name, value, space in measured.figures():
+        protocol: dict[str, Any] = {"features": space.features or None, "resize": space.resize or None, **conditions}
+        protocol |= {"trained_on": True} if space.trained_on else {}
+        found.append(
+            EvalResult(
+                task_type="unconditional-image-generation", dataset_type="images",
+                dataset_name=str(measured.reference.get("location")), metric_type=key, metric_name=name,
+                metric_value=value, metric_args={key: one for key, one in protocol.items() if one is not None},
+            )
+        )  # fmt: skip
+    return found
 
 
 def _base_models(records: list[Record], autoencoder: Any) -> list[str]:
@@ -113,21 +172,23 @@ def _trained_by(spaces: list[dict[str, Any]]) -> str:
     )
 
 
-def _measured(measured: dict[str, Any] | None) -> str:
+def _measured(measured: Measured | None) -> str:
     if measured is None:
         return "Nothing. `mfkit fid` measures it."
-    lines = [f"- {label}: {measured[name]:.4g}" for name, label in _NAMES.items() if name in measured]
-    if "inception_score" in measured:
-        score = measured["inception_score"]
-        lines.append(f"- Inception Score: {score['mean']:.4g} ± {score['std']:.2g}")
-    if untrained := measured.get("untrained"):
-        lines.append(
-            f"- Fréchet distance of {untrained['features']}, not trained on: {untrained['frechet_distance']:.4g}"
-        )
-    lines += [f"- {name}: {measured[name]}" for name in ("features", "features_digest", "resize") if name in measured]
-    lines += [f"- {side}: {_side(measured[side])}" for side in ("samples", "reference")]
-    if "of" in measured["reference"]:
-        lines.append(f"- the reference's statistics are of: {_side(measured['reference']['of'])}")
+    lines = []
+    for key, name, value, space in measured.figures():
+        of = f" of {space.features}" if key == "frechet_distance" and space.features else ""
+        if space.trained_on:
+            of += ", trained on: no evidence"
+        elif space is measured.untrained:
+            of += ", not trained on"
+        score = measured.inception_score if key == "inception_score" else None
+        lines.append(f"- {name}{of}: {value:.4g}" + (f" ± {score.std:.2g}" if score else ""))
+    of_first = {"features_digest": measured.features_digest, "resize": measured.resize}
+    lines += [f"- {name}: {one}" for name, one in of_first.items() if one]
+    lines += [f"- samples: {_side(measured.samples)}", f"- reference: {_side(measured.reference)}"]
+    if isinstance(images := measured.reference.get("of"), dict):
+        lines.append(f"- the reference's statistics are of: {_side(images)}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mfkit.artifacts.atomic import atomic_write, exclusive_output
+from mfkit.artifacts.atomic import atomic_write, check_replaceable, exclusive_output, sync_files
 from mfkit.errors import InputError, UsageError
 from mfkit.flow.random import Draws
 from mfkit.flow.solvers import few_step_sample, time_grid
@@ -45,10 +46,15 @@ class _FromNoise(nn.Module):
         return self.autoencoder.decode(latents)
 
 
-def export_onnx(exported: Exported, path: Path, *, steps: int, weights: str, overwrite: bool) -> str:
+def export_onnx(
+    exported: Exported, path: Path, *, steps: int, weights: str, license: str | None, overwrite: bool
+) -> str:
     """Writes the graph once onnxruntime has drawn with it what PyTorch draws.
 
+    Weights of more than 1.9 GB go into a file beside it, with ``.data`` behind its name.
+
     :param steps: evaluations of the student. :param weights: a key of :data:`WEIGHTS`.
+    :param license: for the graph's metadata, as the hub names it.
     :returns: the line for standard output: the file, its size and how far its pictures are from those in float32.
     :raises InputError: the graph draws other pictures.
     """
@@ -57,23 +63,31 @@ def export_onnx(exported: Exported, path: Path, *, steps: int, weights: str, ove
         import onnxruntime
     except ImportError as error:
         raise UsageError("--format onnx needs onnx, onnxscript and onnxruntime: pip install 'mfkit[onnx]'") from error
-    with exclusive_output(path, overwrite=overwrite):
+    inputs, data = (exported.student.path, exported.autoencoder_file.path), path.with_name(path.name + ".data")
+    with exclusive_output(path, overwrite=overwrite, suffix=".onnx", inputs=inputs):
+        check_replaceable(data, inputs, overwrite=overwrite)
         network = _FromNoise(exported, steps).eval()
         noise = Draws(0, "sample", range(_COMPARED)).normal("noise", exported.student.latent_shape)
         labels = torch.arange(_COMPARED) % exported.student.num_classes
         model = _traced(network, noise[:2], labels[:2])
-        with atomic_write(path) as partial:
-            model = WEIGHTS[weights](model, partial)
-            onnx.helper.set_model_props(model, {key: str(value) for key, value in _metadata(exported, steps).items()})
-            data = path.with_name(path.name + ".data")
-            _save(model, partial, data)
-            session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+        with atomic_write(path) as partial, TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
+            graph, outside = Path(folder, path.name), Path(folder, data.name)
+            model = WEIGHTS[weights](model, graph)
+            onnx.helper.set_model_props(model, _metadata(exported, steps, license))
+            _save(model, graph, outside)
+            session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
             differences = [_difference(session, network, noise[:many], labels[:many]) for many in (_COMPARED, 1)]
             largest, mean = (float(measure(differences[0])) for measure in (np.max, np.mean))
-            if not max(largest, differences[1].max()) < (_TOLERANCE if weights == "float32" else np.inf):
+            most = _TOLERANCE if weights == "float32" else np.inf
+            if not all(found.max() < most for found in differences):  # NaN is not
                 raise InputError(
                     f"the graph of {exported.student.path} draws other pictures than PyTorch: {largest:.2g}"
                 )
+            if outside.exists():
+                sync_files([outside.replace(data)])
+            else:
+                data.unlink(missing_ok=True)  # of an export before
+            graph.replace(partial)
     size = sum(file.stat().st_size for file in (path, data) if file.exists())
     found = {
         "output": str(path), "weights": weights, "steps": steps, "bytes": size,
@@ -101,11 +115,14 @@ def _difference(session: Any, network: nn.Module, noise: Tensor, labels: Tensor)
     return abs(drawn - network(noise, labels).numpy())
 
 
-def _metadata(exported: Exported, steps: int) -> dict[str, Any]:
+def _metadata(exported: Exported, steps: int, license: str | None) -> dict[str, str]:
     """What the graph says of itself."""
     student = exported.student
-    return {
+    found = {
         "inputs": "noise: standard normal, (batch, channels, side, side); labels: indices of the classes, (batch,)",
+        "seeds": "the graph draws nothing: picture i of mfkit sample --seed S has as its noise the normal numbers of "
+        'Draws(S, "sample", [i]).normal("noise", SHAPE) in mfkit.flow.random',
+        "license": license or "none is given",
         "output": "images: (batch, 3, size, size) in [0, 1]",
         "classes": json.dumps(student.description.class_names),
         "image_size": exported.autoencoder.config.image_size,
@@ -113,6 +130,7 @@ def _metadata(exported: Exported, steps: int) -> dict[str, Any]:
         "provenance": json.dumps(asdict(student.artifact.provenance)),
         "digest": student.artifact.digest,
     }
+    return {name: str(value) for name, value in found.items()}
 
 
 def _tidied(program: "torch.onnx.ONNXProgram") -> "torch.onnx.ONNXProgram":
@@ -128,22 +146,21 @@ def _tidied(program: "torch.onnx.ONNXProgram") -> "torch.onnx.ONNXProgram":
     return program
 
 
-def _save(model: "ModelProto", partial: Path, data: Path) -> None:
+def _save(model: "ModelProto", graph: Path, data: Path) -> None:
     """In one file; beyond what protobuf holds, with the weights in another beside it, ``data``."""
     import onnx
 
-    data.unlink(missing_ok=True)  # of an export before: it would be written on to
     outside = sum(len(weight.raw_data) for weight in model.graph.initializer) > _MOST_BYTES
-    onnx.save(model, partial, save_as_external_data=outside, location=data.name if outside else None)
+    onnx.save(model, graph, save_as_external_data=outside, location=data.name if outside else None)
     if outside:
-        data.chmod(partial.stat().st_mode)  # onnx lets the owner alone read it
+        data.chmod(graph.stat().st_mode)  # onnx lets the owner alone read it
 
 
-def _float32(model: "ModelProto", partial: Path) -> "ModelProto":
+def _float32(model: "ModelProto", graph: Path) -> "ModelProto":
     return model
 
 
-def _float16(model: "ModelProto", partial: Path) -> "ModelProto":
+def _float16(model: "ModelProto", graph: Path) -> "ModelProto":
     """Weights are stored in half the bytes and computed with in float32, which every processor can."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -160,15 +177,15 @@ def _float16(model: "ModelProto", partial: Path) -> "ModelProto":
     return model
 
 
-def _int8(model: "ModelProto", partial: Path) -> "ModelProto":
+def _int8(model: "ModelProto", graph: Path) -> "ModelProto":
     """Weights of matrix products in a byte, their inputs too, as they come (onnxruntime's dynamic quantisation)."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(
-        model, partial, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+        model, graph, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
     )
-    return onnx.load(partial)
+    return onnx.load(graph)
 
 
 WEIGHTS: dict[str, Callable[["ModelProto", Path], "ModelProto"]] = {
