@@ -130,6 +130,11 @@ def test_what_files_say_becomes_text(mfkit, place: Path, tmp_path: Path) -> None
         "reference": {attack: 1},
     }
     (tmp_path / "run" / "fid.json").write_text(json.dumps(figures))
+    huge = "1" + 400 * "0"  # no float holds it
+    (tmp_path / "run" / "large.json").write_text(
+        f'{{"frechet_distance": {huge}, "fdr": -{huge}, "samples": {{"images": {huge}}}, "untrained": [], "spaces": 3}}'
+    )
+    (tmp_path / "run" / "begun.log.jsonl").touch()
     (tmp_path / "run" / "broken.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"notjson!")
     done = mfkit("report run -o page.html")
     assert done.code == 0, done.err

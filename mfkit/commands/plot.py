@@ -22,9 +22,10 @@ def plot(
 ) -> str:
     """Plot training logs.
 
-    Draws loss, mean squared error and gradient norm as a PNG file.
+    Draws all that the logs tell of losses and distances as a PNG file.
     """
     from mfkit.artifacts.atomic import exclusive_output
+    from mfkit.errors import InputError
     from mfkit.training.curves import write_curves
     from mfkit.training.log import read
 
@@ -32,6 +33,8 @@ def plot(
     if len(set(names)) < len(names):
         names = [str(log) for log in logs]
     curves = {name: read(log) for name, log in zip(names, logs, strict=True)}
+    if empty := [log for log, name in zip(logs, names, strict=True) if not curves[name]]:
+        raise InputError(f"{empty[0]} holds no line yet")
     with exclusive_output(output, overwrite=overwrite, suffix=".png"):
         write_curves(output, curves)
     return str(output)

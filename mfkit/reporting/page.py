@@ -26,6 +26,8 @@ from mfkit.training.curves import curves_png
 
 _TOLD = {"frechet_distance", "features", "features_digest", "resize", "samples", "reference", "spaces", "untrained"}
 """What has a column of its own in the table of figures, or is told with it."""
+_PROTOCOL = ("labels", "seed", "solver", "time_shift", "guidance", "precision", "images_per_class")
+"""What moves a figure besides, as the samples say it."""
 
 
 @dataclass(frozen=True)
@@ -161,17 +163,25 @@ def _figures(runs: Sequence[Run]) -> dict[str, Any] | None:
 def _rows_of_figures(run: Run) -> Iterator[_Figures]:
     names = {artifact.digest: name for name, artifact in run.files.items()}
     for file, document in run.figures.items():
-        samples, reference = (_dictionary(document.get(side)) for side in ("samples", "reference"))
+        samples, reference, untrained = (
+            _dictionary(document.get(name)) for name in ("samples", "reference", "untrained")
+        )
         model = names.get(str(samples.get("model_digest")), str(samples.get("location")))
+        drawn = [_shown(samples.get("nfe")), _shown(samples.get("images"))]
+        first = [run.folder.resolve().name, file, model, *drawn]
         real = f"{reference.get('location')} ({reference.get('images')})"
         besides = list(_numbers({key: one for key, one in document.items() if key not in _TOLD}))
+        besides += [f"{name.replace('_', ' ')} {_shown(samples[name])}" for name in _PROTOCOL if samples.get(name)]
         spaces = _dictionary(document.get("spaces")) or {str(document.get("features")): document}
         for space, figures in spaces.items():
-            distance = _dictionary(figures).get("frechet_distance")
-            drawn = [_shown(samples.get("nfe")), _shown(samples.get("images"))]
-            title = run.folder.resolve().name
-            yield _Figures([title, file, model, *drawn, space, real, _shown(distance)], besides)
+            own = _dictionary(figures)
+            marked = f"{space}, trained on: no evidence" if own.get("trained_on") else space
+            resize = [f"resize {own['resize']}"] if own.get("resize") else []
+            yield _Figures([*first, marked, real, _shown(own.get("frechet_distance"))], resize + besides)
             besides = []
+        if untrained:
+            space = f"{untrained.get('features')}, not trained on"
+            yield _Figures([*first, space, real, _shown(untrained.get("frechet_distance"))], [])
 
 
 def _numbers(document: dict[str, Any], before: str = "") -> Iterator[str]:
@@ -180,7 +190,7 @@ def _numbers(document: dict[str, Any], before: str = "") -> Iterator[str]:
         if isinstance(value, dict):
             yield from _numbers(value, f"{name}: ")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{name} {value:.4g}"
+            yield f"{name} {_shown(value)}"
 
 
 def _dictionary(value: Any) -> dict[str, Any]:
@@ -188,4 +198,12 @@ def _dictionary(value: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Also of the numbers of strangers, however large."""
+    if value is None:
+        return ""
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 10**15):
+        try:
+            return f"{value:.4g}"
+        except OverflowError:
+            return "beyond all numbers"
+    return str(value)

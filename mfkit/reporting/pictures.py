@@ -44,9 +44,12 @@ def rows(run: Run) -> Iterator[Row | str]:
         except MfkitError as error:
             yield f"Without {name}: {error}"
             continue
-        if real and not real.shown:
+        fits = real is not None and real.images.shape[-1] == painter.autoencoder.config.image_size
+        if real and not fits:
+            yield f"Without real images beside {name}: these are of {real.images.shape[-1]} pixels"
+        if real and fits and not real.shown:
             yield from real.rows(painter)
-        yield from _drawn(name, painter, real)
+        yield from _drawn(name, painter, real if fits else None)
 
 
 def _drawn(name: str, painter: Painter, real: "_Real | None") -> Iterator[Row]:

@@ -58,7 +58,8 @@ class Run:
 
     def _read(self, path: Path) -> None:
         if path.name.endswith(_LOG):
-            self.logs[path.name.removesuffix(_LOG)] = log.read(path)
+            if lines := log.read(path):  # none yet where a training has just begun
+                self.logs[path.name.removesuffix(_LOG)] = lines
         elif path.suffix == ".safetensors" or (path.is_dir() and (path / INDEX_NAME).exists()):
             self.files[path.name] = open_artifact(path)
         elif path.suffix == ".json" and path.is_file():
@@ -99,12 +100,14 @@ class Run:
         return list(steps.values())
 
     def _seconds(self, name: str, record: Record) -> float | None:
-        lines, rows = self.logs.get(name.removesuffix(".safetensors")), record.settings.get("batch_size")
-        if not lines or not isinstance(rows, int):
+        """By the logs of the file and of its parts, as an RAE's encoder has one."""
+        stem, rows = name.removesuffix(".safetensors"), record.settings.get("batch_size")
+        logs = [lines for log, lines in self.logs.items() if log == stem or log.startswith(f"{stem}.")]
+        if not logs or not isinstance(rows, int):
             return None
-        begins = [0, *(line["step"] for line in lines[:-1])]
         return sum(
             (line["step"] - begin) * rows / line["samples_per_second"]
-            for begin, line in zip(begins, lines, strict=True)
+            for lines in logs
+            for begin, line in zip([0, *(line["step"] for line in lines[:-1])], lines, strict=True)
             if line["samples_per_second"] > 0
         )

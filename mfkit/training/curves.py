@@ -14,7 +14,10 @@ def write_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, float]]]) 
 
 
 def curves_png(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """Loss, mean squared error, gradient norm and, where it was measured, distance over the steps, a line a run."""
+    """What the logs tell over the steps, a line a run: loss, mean squared error, gradient norm and what else there is.
+
+    :param logs: lines by run, at least one each.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,8 +30,9 @@ def curves_png(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
         "discriminator": "the discriminator's hinge loss",
         "fid": "Fréchet distance of the average's samples",
     }
-    told = {name for lines in logs.values() for line in lines for name in line}
-    panels = {name: title for name, title in panels.items() if name in told}
+    told = sorted({name for lines in logs.values() for line in lines for name in line})
+    averages = {name: f"the same, --ema {name.removeprefix('fid.')}" for name in told if name.startswith("fid.")}
+    panels = {name: title for name, title in {**panels, **averages}.items() if name in told}
     figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):

@@ -172,7 +172,7 @@ def _sharding(task: Task, rank: int, processes: int) -> tuple[BatchSharding, int
 
 
 _MAY_CHANGE = (
-    "workers", "log_every", "save_every", "save_minutes", "keep", "sample_every", "fid_every", "fid_images",
+    "workers", "log_every", "save_every", "save_minutes", "keep", "sample_every", "fid_every",
     "micro_batch", "compile", "activation_checkpointing",
 )  # fmt: skip
 """Settings that a run may be resumed with another value of."""
