@@ -29,26 +29,46 @@ def inspect(artifact: Artifact, *, tensors: bool) -> dict[str, Any]:
 def shell_script(artifact: Artifact) -> str:
     """The chain of commands that led to a file, in which each word is quoted: whatever a file says, mfkit alone is run.
 
-    :raises InputError: the file records no command, or something that is none of mfkit's.
+    What one wrote to a pipe and another read from it are joined by one.
+
+    :raises InputError: the file records no command, or something that is none of mfkit's, or not what wrote to a pipe.
     """
     lines = ["#!/bin/sh", "# As the file says. Each command is of the folder that it was run in.", "set -e"]
-    for record in command_chain(artifact):
+    written: dict[str, str] = {}
+    for digest, record in _chain(artifact):
         try:
             words = shlex.split(record.command)
         except ValueError:
             words = []
         if words[:1] != ["mfkit"] or not all(word.isprintable() for word in words):
             raise InputError(f"{artifact.path} records what is no command of mfkit: {record.command[:80]!r}")
-        lines.append(shlex.join(words))
+        line, piped = shlex.join(words), [words[place - 1] in ("-o", "--output") for place in _dashes(words)]
+        if not all(piped):
+            before = [written[entry.digest] for entry in record.inputs.values() if entry.digest in written]
+            if not before:
+                raise InputError(f"{artifact.path} does not say what was piped into: {line}")
+            line = f"{before[0]} |\n    {line}"
+        if any(piped):
+            written[digest] = line
+        else:
+            lines.append(line)
     if len(lines) == 3:
         raise InputError(f"{artifact.path} records no command")
     return "\n".join(lines)
 
 
+def _dashes(words: list[str]) -> list[int]:
+    return [place for place, word in enumerate(words) if word == "-"]
+
+
 def command_chain(artifact: Artifact) -> list[Record]:
     """The records of all commands that led to a file, in an order in which they can be run; its own is the last."""
+    return [record for _, record in _chain(artifact)]
+
+
+def _chain(artifact: Artifact) -> list[tuple[str, Record]]:
     records: dict[str, Record] = artifact.provenance.history | {artifact.digest: artifact.provenance}
-    return [records[digest] for digest in in_order(records, [artifact.digest]) if records[digest].command]
+    return [(digest, records[digest]) for digest in in_order(records, [artifact.digest]) if records[digest].command]
 
 
 def in_order(records: Mapping[str, Record], ends: Iterable[str]) -> list[str]:

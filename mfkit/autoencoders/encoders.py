@@ -6,7 +6,7 @@ from mfkit.autoencoders.encoder import Encoder, EncoderLibrary
 from mfkit.autoencoders.timm_encoder import TIMM, has_hub_config, read_hub_config
 from mfkit.config.presets import TINY_ENCODER
 from mfkit.errors import InputError, UsageError
-from mfkit.formats.hub import resolve
+from mfkit.formats.hub import local_copy, resolve
 
 LIBRARIES: dict[str, EncoderLibrary] = {
     library.name: library
@@ -59,9 +59,9 @@ def is_rae(encoder: str) -> bool:
 def open_trunk(name: str) -> Encoder:
     """A pre-trained encoder at the size that it was made for.
 
-    :param name: ``NAME`` of timm or ``LIBRARY:NAME``, or a file in the layout of timm's hub.
+    :param name: ``NAME`` of timm or ``LIBRARY:NAME``, or a file in the layout of timm's hub, here or on the hub.
     """
-    path = Path(name)
+    path = Path(local_copy(name))
     if path.suffix == ".safetensors":
         if not path.is_file() or not has_hub_config(path):
             raise InputError(f"{path}: no file of a timm model with its config.json beside it")

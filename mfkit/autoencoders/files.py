@@ -30,7 +30,7 @@ def open_autoencoder(path: Path) -> AutoencoderFile:
     for kind in AUTOENCODERS:
         if kind.matches(path):
             return kind.open(path)
-    raise InputError(f"{path} is not an autoencoder; known: {', '.join(kind.kind for kind in AUTOENCODERS)}")
+    raise InputError(f"{path} is not an autoencoder; known: {', '.join({kind.kind: kind for kind in AUTOENCODERS})}")
 
 
 def autoencoder_of(artifact: Artifact, given: Path | None) -> AutoencoderFile:

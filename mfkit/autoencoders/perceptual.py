@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mfkit.artifacts.network_weights import build_for, load_weights, shapes_of
 from mfkit.autoencoders.rae import RAE
 from mfkit.errors import InputError, UsageError
-from mfkit.formats.hub import read_weights_file
+from mfkit.formats.hub import local_copy, read_weights_file
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Pictures and their originals (B, 3, S, S) in [0, 1] to a distance of each, (B,), with a gradient."""
@@ -30,9 +30,10 @@ def open_perceptual(name: str, rae: RAE) -> Perceptual | None:
         return None
     if name in PERCEPTUAL:
         return PERCEPTUAL[name](rae)
-    if not Path(name).is_file():
+    file = Path(local_copy(name))
+    if not file.is_file():
         raise InputError(f"--perceptual {name}: neither a file of weights nor {', '.join([*PERCEPTUAL, NONE])}")
-    return lpips(rae.device, Path(name))
+    return lpips(rae.device, file)
 
 
 class LPIPS(nn.Module):

@@ -248,5 +248,6 @@ def _published(model: str, **arguments: Any) -> nn.Module:
     except (OSError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"the weights of {model} cannot be downloaded: {reason}; --encoder-weights takes a local copy"
+            f"the weights of {model} cannot be downloaded: {reason}; --encoder-weights takes a local copy (of a "
+            "network to judge by, --features-weights)"
         ) from error

@@ -60,12 +60,14 @@ def train_rae(
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
     from mfkit.errors import UsageError
+    from mfkit.formats.hub import local_copy
     from mfkit.training.autoencoder import train_rae
 
     try:
         numbers = [int(layer) for layer in layers.split(",")] if layers else []
     except ValueError as error:
         raise UsageError(f"--layers {layers}: give numbers, by commas") from error
+    encoder = local_copy(encoder)
     own: options.PresetName = "small" if encoder == TINY else "imagenet256"
     made = RAEFile.open(Path(encoder)) if is_rae(encoder) else None
     if made and keep_latents:  # another size has other latents

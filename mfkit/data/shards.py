@@ -46,6 +46,8 @@ def open_shards(
     if path.is_file() and path.suffix == ".safetensors":
         raise InputError(f"{path} is a {open_artifact(path).kind} file; expected: a folder or shards of {kinds[0]}")
     urls = shard_urls(location)
+    if location.startswith("hf:") and not all(url.endswith(".tar") for url in urls):
+        raise UsageError(f"{location} names no tar; images of a dataset are hf://datasets/owner/name")
     if all(_is_plain_tar(url) for url in urls):
         return IndexedTars(*_scan(location, [Path(url) for url in urls], kinds, skips, urls), decode, skips, arrays)
     return StreamDataset(location, urls, decode, kinds, skips)

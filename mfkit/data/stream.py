@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from mfkit.data.index import STREAM_END, STREAM_HEADER
 from mfkit.data.skip import SkipPolicy
 from mfkit.data.tar import MAX_BYTES, TAR_ERRORS, content, members, split_name
 from mfkit.errors import InputError, UsageError, reason
+from mfkit.formats.hub import HUB, hub_errors
 
 _MAX_PEEKED = 20
 """Unreadable samples at the beginning that are looked past for the shape of the others."""
@@ -135,10 +137,11 @@ def listed_artifact(location: str, urls: list[str], kinds: tuple[str, ...], desc
 def open_url(url: str) -> IO[bytes]:
     """A shard's bytes: a file of this machine, whatever its name, else what webdataset makes of a pipe or URL.
 
-    :raises UsageError: it is a ``pipe:``, and ``WDS_SECURE`` is set.
+    :raises UsageError: it is a ``pipe:``, and ``WDS_SECURE`` is set. :raises InputError: the hub cannot be reached.
     """
     if Path(url).is_file():
         return Path(url).open("rb")
     if url.startswith("pipe:") and os.environ.get("WDS_SECURE", "0") not in ("", "0"):
         raise UsageError(f"{url}: WDS_SECURE is set, so no pipe is opened")
-    return wds.gopen(url)
+    with hub_errors(f"{url} cannot be read") if url.startswith(HUB) else nullcontext():
+        return wds.gopen(url)
