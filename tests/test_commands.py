@@ -223,6 +223,10 @@ def test_inspect_says_what_a_file_is(mfkit, chain: Path) -> None:
     latents = json.loads(mfkit(f"inspect {chain}/latents").out)
     assert latents["kind"] == "latents" and latents["samples"] == 1500 and latents["config"]["dtype"] == "float16"
     assert list(latents["shards"].values()) == [400, 400, 400, 300]
+    assert mfkit(f"decode {chain}/latents -o x.npz").code == 0
+    packed = json.loads(mfkit("inspect x.npz").out)
+    assert packed["arrays"] == ["arr_0", "arr_1", "conditions"] and packed["conditions"]["decoded"] == "latents"
+    failed(mfkit("inspect x.npz --script"), 2, "its conditions alone")
     tensors = json.loads(mfkit(f"inspect {chain}/teacher.safetensors --tensors").out)["tensors"]
     assert tensors["t_embedder.W"] == ["F32", [256]]
     chain_of = mfkit(f"inspect {chain}/mfd.safetensors --script").out.splitlines()
