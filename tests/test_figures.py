@@ -141,11 +141,13 @@ def test_fewer_of_the_samples_are_of_all_classes_alike(mfkit, tmp_path: Path) ->
 
 @pytest.mark.fast
 def test_samples_are_spread_over_classes_and_within_them() -> None:
-    turn, by_class = [0, 1, 2] * 40, sorted([0, 1, 2] * 40)
+    turn = list(range(10)) * 12
+    by_class = sorted(turn)
     for labels in (turn, by_class):
-        chosen = spread_evenly(labels, 12)
-        assert [labels[index] for index in chosen].count(1) == 4 and chosen == sorted(set(chosen))
-    assert spread_evenly(by_class, 12) == list(range(0, 120, 10)) and spread_evenly(turn, 120) == list(range(120))
+        chosen = spread_evenly(labels, 20)
+        assert sorted(labels[index] for index in chosen) == sorted(list(range(10)) * 2)
+        assert chosen == sorted(set(chosen))
+    assert spread_evenly(by_class, 20) == list(range(0, 120, 6)) and spread_evenly(turn, 120) == list(range(120))
 
 
 def test_features_that_are_no_numbers(mfkit, chain: Path, tmp_path: Path) -> None:
