@@ -162,7 +162,8 @@ class ScannedSample:
     key: str
     begin: int
     end: int = 0
-    label: int = -1
+    label: int = 0
+    """Its class, 0 where it has none; -1 for one that cannot be read."""
     arrays: dict[str, StoredArray] = field(default_factory=dict)
     """Those that can be read in place."""
 
@@ -201,9 +202,11 @@ def _scan(file: IO[bytes], scanned: ScannedTar, *, part: bool = False) -> None:
             samples.append(ScannedSample(key, member.offset))
         sample = samples[-1]
         sample.end = member.offset_data + padded(member.size)
-        if suffix == "cls" and member.size <= BLOCK:
+        if suffix == "cls":
+            sample.label = -1
             with suppress(InputError):  # said when the sample is decoded
-                sample.label = label_member({"__key__": key, "__url__": "", "cls": content(member, tar)})
+                if member.size <= BLOCK:
+                    sample.label = label_member({"__key__": key, "__url__": "", "cls": content(member, tar)})
         elif suffix.endswith(".npy"):
             array = _array(file, sample.begin, member.offset_data, member.size)
             if array is not None:
