@@ -171,7 +171,9 @@ def _rows_of_figures(run: Run) -> Iterator[_Figures]:
         first = [run.folder.resolve().name, file, model, *drawn]
         real = f"{reference.get('location')} ({reference.get('images')})"
         besides = list(_numbers({key: one for key, one in document.items() if key not in _TOLD}))
-        besides += [f"{name.replace('_', ' ')} {_shown(samples[name])}" for name in _PROTOCOL if samples.get(name)]
+        besides += [
+            f"{name.replace('_', ' ')} {_shown(samples[name])}" for name in _PROTOCOL if samples.get(name) is not None
+        ]
         spaces = _dictionary(document.get("spaces")) or {str(document.get("features")): document}
         for space, figures in spaces.items():
             own = _dictionary(figures)
