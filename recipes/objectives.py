@@ -59,7 +59,7 @@ MODELS = {
     "drifting-sinkhorn-latent": "drifting, Sinkhorn, whole latent",
     "frechet-mean-token": "Fréchet, mean token",
     "frechet-latent": "Fréchet, whole latent",
-    "frechet-rae": "Fréchet, picture encoded again: RAE is what it trains on",
+    "frechet-rae": "Fréchet, picture encoded again (trains on RAE)",
     "drifting-then-frechet": "drifting, then Fréchet (mean token)",
 }
 MODELS |= {name: f"{MODELS[name]} (experimental)" for name, kind in OBJECTIVES.items() if kind.experimental}
@@ -125,6 +125,7 @@ def main(out: Path) -> None:
 def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
     """Both distances of every model, in the order of the pixels'; a teacher's single step would set the scale."""
     figure = Figure(figsize=(11, 9), layout="constrained")
+    figure.suptitle("Fréchet distance to the training digits")
     FigureCanvasAgg(figure)
     order = sorted(MODELS.keys() - {_ONE_STEP}, key=lambda model: -mean(found[_PIXELS] for found in figures[model]))
     for axes, key in zip(figure.subplots(1, 2, sharey=True), list(COLUMNS)[:2], strict=True):
@@ -132,7 +133,7 @@ def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
         spread = [stdev(some) if len(some) > 1 else 0 for some in values]
         colours = ["#888888" if model in ("teacher", "cmt") else "#1f77b4" for model in order]
         axes.barh([MODELS[model] for model in order], [mean(some) for some in values], xerr=spread, color=colours)
-        axes.set(title=f"Fréchet distance to the training digits, {COLUMNS[key][0]}", xlim=(0, None))
+        axes.set(title=COLUMNS[key][0], xlim=(0, None), ylim=(-0.7, len(order) - 0.3))
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
 
