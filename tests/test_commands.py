@@ -418,6 +418,6 @@ def test_the_hosts_memory_really_ends(chain: Path, tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_AS, 2 * [held + (1 << 29)])\n"
         "main()\n"
     )
-    options = f"--teacher {chain}/teacher.safetensors -o x.safetensors --steps 1 --batch-size 2048 --workers 0"
+    options = f"--teacher {chain}/teacher.safetensors -o x.safetensors --steps 1 --batch-size 4096 --workers 0"
     done = forked(code, ["distill", *options.split()], tmp_path)
     assert done.returncode == 6 and done.stderr.count("\n") == 1 and "--micro-batch" in done.stderr, done.stderr

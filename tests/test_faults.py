@@ -199,7 +199,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once(chain: Path, tmp_path: Path) -> None:
     """A step of all latents takes a second or more; the second signal does not wait for it."""
-    command = TRAIN.format(chain).replace("--batch-size 16", "--batch-size 1500") + " --steps 50"
+    command = TRAIN.format(chain).replace("--batch-size 16", "--batch-size 700") + " --steps 50"
     run = running(f"mfkit {command}", tmp_path)
     wait_for(tmp_path / "t.log.jsonl", '"step": 1')
     run.send_signal(signal.SIGTERM)

@@ -588,8 +588,10 @@ def test_the_plan_knows_each_objective(mfkit) -> None:
         assert done.code == 0, done.err
         return json.loads(done.out)["stages"]
 
-    usual = plan()
+    usual, variants = plan(), {"freeflow", "soflow"}
     for name, kind in objectives_of("distill").items():
+        if kind.variant_of and name not in variants:
+            continue
         stage = plan(name)["distill"]
         assert stage["objective"] == name
         ratio = stage["flops_per_step"] / usual["distill"]["flops_per_step"]
