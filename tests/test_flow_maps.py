@@ -6,7 +6,7 @@ the velocity is known too, and is not linear in z; its flow is solved in fine st
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,14 +115,16 @@ def error(loss: IntervalObjective, u: Callable[..., Tensor], flow: Flow, source:
     return float(loss.loss(Models(u, u, given), points(v=flow.velocity)).mse) ** 0.5
 
 
-def of_both(losses: Sequence[Any]) -> list[Any]:
-    """Each with a teacher and without, where it can be."""
+def cases(losses: Sequence[Any], flows: Collection[str] = tuple(FLOWS)) -> list[Any]:
+    """Each with a teacher and without, where it can be, and on each flow; variants on the first."""
     found = []
     for values in losses:
         (loss, *rest) = values if isinstance(values, tuple) else (values,)
         for source, stage in (("teacher", "distill"), ("student", "bootstrap")):
-            if stage in loss.stages and not (source == "student" and getattr(loss, "tangent", "") == "teacher"):
-                found.append(pytest.param(loss, *rest, source, id=f"{loss.name}-{source}"))
+            if stage not in loss.stages or (source == "student" and getattr(loss, "tangent", "") == "teacher"):
+                continue
+            for flow in list(flows)[: 1 if loss.variant_of else None]:
+                found.append(pytest.param(loss, *rest, source, flow, id=f"{loss.name}-{source}-{flow}"))
     return found
 
 
@@ -130,10 +132,9 @@ NO_STATE = dict(target_ema=0.0)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(
-    ("loss", "source"),
-    of_both([
+    ("loss", "source", "flow"),
+    cases([
         *(MeanFlow(derivative="jvp", tangent=tangent) for tangent in ("velocity", "teacher", "own")),
         *(objective(name, derivative="jvp") for name in ("imf", "hybrid", "scm", "tim", "temf")),
         MeanFlow(derivative="jvp", interval_weight="short-first", max_correction=0.5, normalise=0.1),
@@ -149,10 +150,9 @@ def test_the_exact_average_velocity_has_no_loss(loss: IntervalObjective, source:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(
-    ("loss", "setting", "order", "source"),
-    of_both([
+    ("loss", "setting", "order", "source", "flow"),
+    cases([
         (MeanFlow(derivative="central"), "finite_difference_step", 2),
         (objective("modular"), "finite_difference_step", 2),
         (IntervalSplit(), "final_first_leg", 2),
@@ -161,6 +161,7 @@ def test_the_exact_average_velocity_has_no_loss(loss: IntervalObjective, source:
         (objective("emf", first_leg=0.002), "final_first_leg", 2),
         (objective("consistency"), "final_first_leg", 2),
         (Arrival(), "arrival_step", 2),
+        (Arrival(through="slope"), "arrival_step", 2),
         (objective("lagrangian"), "arrival_step", 2),
         (objective("tvm", **NO_STATE), "arrival_step", 2),
     ]),
@@ -191,14 +192,16 @@ INTERVAL = [kind for kind in OBJECTIVES.values() if issubclass(kind, IntervalObj
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("loss", "source"), of_both([kind() for kind in INTERVAL]))
-def test_no_gradient_reaches_a_target(loss: IntervalObjective, source: str) -> None:
+@pytest.mark.parametrize(("loss", "source", "flow"), cases([kind() for kind in INTERVAL], ["one mode"]))
+def test_no_gradient_reaches_a_target(loss: IntervalObjective, source: str, flow: str) -> None:
     """Targets are taken with the unwrapped network, here another one, or with averaged weights."""
     averaged, found = getattr(loss, "target_ema", 0), []
     for w in (0.9, 0.8):
         own, target = Scaled(), Scaled()
         state = {"w": torch.tensor(w, dtype=torch.float64)} if averaged else {}
-        value = loss.loss(Models(own, target, velocity if source == "teacher" else None, state), points()).value
+        value = loss.loss(
+            Models(own, target, FLOWS[flow].velocity if source == "teacher" else None, state), points()
+        ).value
         value.backward()
         assert own.w.grad is not None and own.w.grad.abs() > 1e-6 and target.w.grad is None
         found.append(own.w.grad.item())
