@@ -75,11 +75,12 @@ by_data() {
         --final-learning-rate 5e-6
 }
 
-flow_maps() { by_teacher imf hybrid scm tim temf modular consistency self-split psd; }
+flow_maps() { by_teacher imf hybrid scm facm ayf tim temf modular consistency self-split psd; }
 
 more_flow_maps() {
-    by_teacher soflow alphaflow emf shortcut arrival freeflow lagrangian
-    by_data lsd lagrangian
+    by_teacher soflow alphaflow emf shortcut arrival freeflow lmd
+    by_data ect ect
+    by_data lsd lsd
     by_data tvm tvm
     by_data imm imm
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from math import pi
 from typing import TYPE_CHECKING, NamedTuple
 
 from mfkit.flow.times import shift_times
@@ -39,11 +40,21 @@ def _tim(i: Interval) -> Tensor:
     return (i.t.tan() - i.r.tan() + 1).rsqrt()
 
 
+def _facm(i: Interval) -> Tensor:
+    """sin(pi t / 2) (FACM, arXiv 2507.03738, times turned round).
+
+    FACM takes a share 1 - sqrt(1 - t) of the correction. By its power of the loss, ``norm_p`` 0.5, the share cancels in
+    the gradient, but for the eps of it.
+    """
+    return (i.t * (pi / 2)).sin()
+
+
 INTERVAL_WEIGHTS: dict[str, Callable[[Interval], Tensor] | None] = {
     "none": None,
     "short-first": _short_first,
     "temf": _temf,
     "tim": _tim,
+    "facm": _facm,
 }
 
 

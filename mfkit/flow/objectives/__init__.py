@@ -1,6 +1,6 @@
 """The shelf of objectives: one file each, and one line in the table below."""
 
-from mfkit.flow.objectives.arrival import TVM, Arrival, FreeFlow, Lagrangian
+from mfkit.flow.objectives.arrival import LMD, LSD, TVM, Arrival, FreeFlow
 from mfkit.flow.objectives.base import Objective, Stage
 from mfkit.flow.objectives.cmt import CMT
 from mfkit.flow.objectives.ctm import CTM
@@ -8,8 +8,8 @@ from mfkit.flow.objectives.drifting import Drifting
 from mfkit.flow.objectives.flow_matching import FlowMatching
 from mfkit.flow.objectives.frechet import Frechet
 from mfkit.flow.objectives.imm import IMM
-from mfkit.flow.objectives.interval_split import EMF, AlphaFlow, Consistency, IntervalSplit, SoFlow
-from mfkit.flow.objectives.mean_flow import IMF, SCM, TEMF, Hybrid, MeanFlow, Modular, TiM
+from mfkit.flow.objectives.interval_split import ECT, EMF, AlphaFlow, Consistency, IntervalSplit, SoFlow
+from mfkit.flow.objectives.mean_flow import AYF, FACM, IMF, SCM, TEMF, Hybrid, MeanFlow, Modular, TiM
 from mfkit.flow.objectives.reflow import Reflow
 from mfkit.flow.objectives.self_split import PSD, SelfSplit, Shortcut
 
@@ -24,6 +24,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
         IMF,
         Hybrid,
         SCM,
+        FACM,
+        AYF,
         TiM,
         TEMF,
         Modular,
@@ -32,12 +34,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
         AlphaFlow,
         EMF,
         Consistency,
+        ECT,
         SelfSplit,
         PSD,
         Shortcut,
         Arrival,
         FreeFlow,
-        Lagrangian,
+        LMD,
+        LSD,
         TVM,
         IMM,
         Drifting,

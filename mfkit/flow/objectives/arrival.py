@@ -130,9 +130,13 @@ FreeFlow = variant(
     Arrival, "freeflow", "the same without latents: noise and a teacher alone (arXiv 2511.19428)", stages=("distill",),
     free=True,
 )  # fmt: skip
-Lagrangian = variant(
-    Arrival, "lagrangian", "the same with the gradient through du/dr (LMD, arXiv 2406.07507; LSD, arXiv 2505.18825)",
-    through="slope", norm_p=0.0,
+LMD = variant(
+    Arrival, "lmd", "the same with the gradient through du/dr (Lagrangian map distillation, arXiv 2406.07507)",
+    stages=("distill",), through="slope", norm_p=0.0,
+)  # fmt: skip
+LSD = variant(
+    Arrival, "lsd", "LMD by u's own velocity (Lagrangian self-distillation, arXiv 2505.18825)",
+    stages=("bootstrap", "train-mean-flow"), through="slope", norm_p=0.0,
 )  # fmt: skip
 TVM = variant(
     Arrival, "tvm", "LSD by averaged weights (terminal velocity matching, arXiv 2511.19797)",

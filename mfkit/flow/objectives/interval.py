@@ -79,7 +79,8 @@ class IntervalObjective(Objective):
     )
     interval_weight: str = setting(
         "none",
-        "Weight of a sample by t - r: short-first (arXiv 2511.19065), temf (CVPR 2026), tim (arXiv 2509.04394).",
+        "Weight of a sample by r and t: short-first (Kim et al., arXiv 2511.19065), temf (CVPR 2026), tim (arXiv "
+        "2509.04394), facm (arXiv 2507.03738).",
         choices=INTERVAL_WEIGHTS,
     )
     norm_p: float = setting(1.0, "p of the weight 1 / (||error||^2 + eps)^p of a sample.", metavar="P", min=0)

@@ -29,7 +29,7 @@ class MeanFlow(IntervalObjective):
 
     heading: ClassVar[str] = "Mean flow"
     name: ClassVar[str] = "mean-flow"
-    summary: ClassVar[str] = "v - (t - r) du/dt (MeanFlow, arXiv 2505.13447; AYF-EMD)"
+    summary: ClassVar[str] = "v - (t - r) du/dt (MeanFlow, arXiv 2505.13447)"
 
     derivative: DerivativeMethod = setting(
         "auto", "How du/dt is taken; auto: central in float32, else jvp, since a difference would be noise."
@@ -154,6 +154,14 @@ Hybrid = variant(
 SCM = variant(
     MeanFlow, "scm", "mean flow at r = 0, normalised (sCM, arXiv 2410.11081)", ratio_r_equals_t=0.0, ratio_to_data=1.0,
     norm_p=0.0, tangent_warmup=0.1, normalise=0.1,
+)  # fmt: skip
+FACM = variant(
+    MeanFlow, "facm", "mean flow at r = 0, bounded, anchored by rows with r = t (FACM, arXiv 2507.03738)",
+    ratio_r_equals_t=0.5, ratio_to_data=1.0, norm_p=0.5, max_correction=1.0, interval_weight="facm",
+)  # fmt: skip
+AYF = variant(
+    MeanFlow, "ayf", "mean flow, normalised (Align Your Flow's EMD, arXiv 2506.14603); with --guide as there",
+    stages=("distill",), ratio_r_equals_t=0.0, norm_p=0.0, tangent_warmup=0.1, normalise=0.1,
 )  # fmt: skip
 TiM = variant(
     MeanFlow, "tim", "mean flow, some of it to r = 0, weighed by tan t - tan r (TiM, arXiv 2509.04394)",
