@@ -106,20 +106,26 @@ def measure(folder: Path, judge: Judge, model: str, nfe: int | None = None) -> F
     return json.loads(kept.read_text())
 
 
+def _is_there(folder: Path, model: str) -> bool:
+    """Whether the part of objectives.sh that trains it was run."""
+    return (folder / f"{model.partition('@')[0]}.safetensors").exists()
+
+
 def main(out: Path) -> None:
     folders = sorted(out.glob("seed-*"))
     runs = [(folder, Judge(folder / "rae.safetensors", DIGITS)) for folder in folders]
-    figures = {model: [measure(folder, judge, model) for folder, judge in runs] for model in MODELS}
-    steps = {name: out / f"steps-{model.partition('@')[0]}" for model, name in MODELS.items()}
+    models = {model: name for model, name in MODELS.items() if all(_is_there(folder, model) for folder in folders)}
+    figures = {model: [measure(folder, judge, model) for folder, judge in runs] for model in models}
+    steps = {name: out / f"steps-{model.partition('@')[0]}" for model, name in models.items()}
     columns = {"steps": {name: path.read_text().strip() if path.exists() else "" for name, path in steps.items()}}
     for nfe in MORE_STEPS:
         columns[f"pixels, {nfe} evaluations"] = {
             name: spread([measure(folder, judge, model, nfe)[_PIXELS] for folder, judge in runs], "{:.4f}")
-            for model, name in MODELS.items()
+            for model, name in models.items()
             if model not in ("teacher", _ONE_STEP)
         }
     heading = f"{len(folders)} seeds, {IMAGES:,} images each"
-    lines = table(heading, {name: figures[model] for model, name in MODELS.items()}, columns)
+    lines = table(heading, {name: figures[model] for model, name in models.items()}, columns)
     (out / "table.md").write_text(lines)
     _picture(out / "objectives.png", figures)
     print(lines, end="")
@@ -130,7 +136,7 @@ def _picture(path: Path, figures: dict[str, list[Figures]]) -> None:
     figure = Figure(figsize=(11, 9), layout="constrained")
     figure.suptitle("Fréchet distance to the training digits")
     FigureCanvasAgg(figure)
-    order = sorted(MODELS.keys() - {_ONE_STEP}, key=lambda model: -mean(found[_PIXELS] for found in figures[model]))
+    order = sorted(figures.keys() - {_ONE_STEP}, key=lambda model: -mean(found[_PIXELS] for found in figures[model]))
     for axes, key in zip(figure.subplots(1, 2, sharey=True), list(COLUMNS)[:2], strict=True):
         values = [[found[key] for found in figures[model]] for model in order]
         spread = [stdev(some) if len(some) > 1 else 0 for some in values]

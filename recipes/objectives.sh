@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Which objective? From the same mid-trained student of the digits, each for the same time, on three seeds.
 #
-#   recipes/objectives.sh [OUT]           default: runs/objectives
+#   recipes/objectives.sh [OUT] [PART...]     default: runs/objectives, all parts: distributions flow_maps
 #
+# distributions: mean flow, drifting and Fréchet; flow_maps: the siblings of mean flow, longer mid-training, reflow.
 # BUDGET: seconds of training for each (120) on half of the cores, start-up aside; two are trained at a time. SEEDS:
-# "0 1 2". It takes 2.6 hours after digits.sh. The steps that fit are measured once, on the first seed, and written down.
-# Run it again after an interruption: what is finished is kept. Nothing else should run.
+# "0 1 2". The steps that fit are measured once, on the first seed, and written down. Run it again after an interruption:
+# what is finished is kept. Nothing else should run.
 # OUT/table.md and OUT/objectives.png are what recipes/README.md shows.
 set -euo pipefail
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$recipes/steps.sh"
 out=${1:-runs/objectives}
+shift $(($# > 0 ? 1 : 0))
 budget=${BUDGET:-120}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 
@@ -75,7 +77,9 @@ by_data() {
         --final-learning-rate 5e-6
 }
 
-flow_maps() { by_teacher imf hybrid scm facm ayf tim temf modular consistency self-split psd; }
+distributions() { side_by_side mean_flow_and_frechet drifting; }
+
+some_flow_maps() { by_teacher imf hybrid scm facm ayf tim temf modular consistency self-split psd; }
 
 more_flow_maps() {
     by_teacher soflow alphaflow emf shortcut arrival freeflow lmd
@@ -85,14 +89,22 @@ more_flow_maps() {
     by_data imm imm
 }
 
+flow_maps() {
+    side_by_side some_flow_maps more_flow_maps
+    side_by_side mid_training straight
+}
+
+[ $# -gt 0 ] || set -- distributions flow_maps
+for part; do
+    [[ $part == distributions || $part == flow_maps ]] || { echo "no part $part: distributions or flow_maps" >&2; exit 2; }
+done
+
 mkdir -p "$out"
 cd "$out"
 for seed in "${seeds[@]}"; do
     [ -e "seed-$seed/report.json" ] || "$recipes/digits.sh" "seed-$seed" "$seed" >/dev/null
     cd "seed-$seed"
-    side_by_side mean_flow_and_frechet drifting
-    side_by_side flow_maps more_flow_maps
-    side_by_side mid_training straight
+    for part; do "$part"; done
     cd ..
 done
 python "$recipes/objectives.py" .

@@ -153,6 +153,30 @@ def test_runs_beside_each_other(mfkit, place: Path, tmp_path: Path) -> None:
     failed(mfkit("report gone -o x.html"), 3, "gone is not a folder")
 
 
+def test_a_figure_stands_beside_its_target(mfkit, place: Path, tmp_path: Path) -> None:
+    """The one that was asked for, else what the teacher has under the same conditions."""
+
+    def cells(options: str = "") -> list[str]:
+        assert mfkit(f"report run -o page.html --no-images --overwrite {options}").code == 0
+        return re.findall(r"<td>([^<]*reached)</td>", (tmp_path / "page.html").read_text())
+
+    shutil.copytree(place / "run", "run", symlinks=True)
+    student = json.loads(Path("run/fid.json").read_text())
+    assert cells() == []
+    distance = student["frechet_distance"]
+    of_teacher = student["samples"] | {"model_digest": open_artifact(Path("run/teacher.safetensors")).digest}
+    for ratio, told in ((2, "reached"), (0.5, "not reached")):
+        teacher = student | {"samples": of_teacher, "frechet_distance": ratio * distance}
+        Path("run/teacher.json").write_text(json.dumps(teacher))
+        assert cells() == [f"the teacher&#39;s {ratio * distance:.4g}: {told}"]
+    assert cells(f"--target fid.json={2 * distance}") == [f"{2 * distance:.4g}: reached"]
+    Path("run/teacher.json").write_text(json.dumps(teacher | {"samples": of_teacher | {"images": 7}}))
+    assert cells() == []
+    failed(mfkit("report run -o x.html --target other.json=1"), 2, "no run has figures of that name")
+    for wrong in ("2.03", "fid.json=good", "fid.json=-1", "=1"):
+        failed(mfkit(f"report run -o x.html --target {wrong}"), 2, f"--target {wrong}: give FILE=X")
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
 def test_in_a_browser(place: Path, tmp_path: Path) -> None:
     """Nothing on its console; the grid is on the screen, pixel by pixel."""

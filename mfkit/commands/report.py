@@ -7,6 +7,17 @@ import typer
 
 from mfkit.commands import options
 from mfkit.commands.subcommand import command
+from mfkit.errors import UsageError
+
+
+def _target(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        if name and float(value) > 0:
+            return name, float(value)
+    except ValueError:
+        pass
+    raise UsageError(f"--target {text}: give FILE=X, as fid.json=2.03")
 
 
 @command(
@@ -14,11 +25,20 @@ from mfkit.commands.subcommand import command
     examples="""
     mfkit report runs/digits -o report.html
     mfkit report runs/seed-0 runs/seed-1 -o seeds.html
+    mfkit report runs/in256 -o report.html --target fid.json=2.03
     """,
 )  # fmt: skip
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.")],
     output: options.RequiredOutput,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=X",
+            help="Fréchet distance aimed at in a file of figures, as fid.json=2.03; repeatable.  [default: the "
+            "teacher's under the same conditions]",
+        ),
+    ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Have no network draw for it.")] = False,
     overwrite: options.Overwrite = False,
 ) -> str:
@@ -29,4 +49,6 @@ def report(
     """
     from mfkit.reporting.page import write_report
 
-    return write_report(runs, output, drawn=not no_images, overwrite=overwrite)
+    return write_report(
+        runs, output, targets=dict(map(_target, target or [])), drawn=not no_images, overwrite=overwrite
+    )
