@@ -153,10 +153,37 @@ def test_latents_of_several_layers(mfkit, tmp_path: Path) -> None:
     found = rae.features(images)
     expected = torch.stack([F.layer_norm(tokens[:, 1:], (32,), eps=1e-6) for tokens in taken]).mean(0)
     assert torch.allclose(found.flatten(2).mT, expected, atol=1e-5)
-    assert mfkit("encode digits:heldout --rae deep.safetensors -o latents").code == 0
+    assert mfkit("encode digits:heldout --rae deep.safetensors -o latents --layers 1,3").code == 0
+    failed(mfkit("encode digits:heldout --rae deep.safetensors -o x --layers 2,3"), 2, "are of layers 1,3; train-rae")
     assert json.loads(mfkit("inspect deep.safetensors").out)["config"]["network"]["encoder_layers"] == [1, 3]
     done = mfkit(TRAIN.format("again").replace("tiny", "deep.safetensors"))  # an RAE's encoder has its own layers
     assert done.code == 0 and package.load(tmp_path / "again.safetensors").config.encoder_layers == [1, 3], done.err
+
+
+def test_random_crops_are_what_slices_are() -> None:
+    from mfkit.training.autoencoder import random_crops
+
+    images = torch.randint(0, 256, (4, 3, 9, 9), dtype=torch.uint8)
+    place = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.3, 0.8], [0.5, 0.25]])
+    corners = [(0, 0), (3, 3), (1, 3), (2, 1)]
+    found = random_crops(images, 6, place)
+    for image, crop, (top, left) in zip(images, found, corners, strict=True):
+        assert torch.equal(crop, image[:, top : top + 6, left : left + 6])
+    assert torch.equal(random_crops(images, 9, place), images)
+
+
+def test_a_decoder_of_random_crops(mfkit, tmp_path: Path) -> None:
+    """It resumes to the same bytes; encoder and statistics are of the whole images, as without."""
+    command = TRAIN + " --crop-scale 1.5 --save-every 1"
+    for name in ("whole", "cut"):
+        with stopped_once((tmp_path / "cut.checkpoint-0000005.safetensors").exists, signal.SIGTERM):
+            mfkit(command.format(name))
+    assert checkpoints(tmp_path / "cut.safetensors") and mfkit(command.format("cut")).code == 0
+    assert mfkit(TRAIN.format("middle")).code == 0
+    one, other, middle = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "cut", "middle"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    moved = {name.partition(".")[0] for name in one if not torch.equal(one[name], middle[name])}
+    assert moved == {"decoder"}
 
 
 def test_a_new_decoder_for_the_latents_of_another(mfkit, chain: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What every autoencoder is: images to latents and back, opened from its own kind of file."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -41,6 +42,8 @@ class AutoencoderFile(ABC):
     """The preset that it passes on."""
     image_size: int | None = None
     """Side of its images in pixels; None where it takes any."""
+    layers: Sequence[int] = ()
+    """Layers of its encoder whose mean its latents are; empty where they are of the last alone."""
 
     @property
     def path(self) -> Path:

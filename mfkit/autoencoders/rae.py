@@ -161,7 +161,7 @@ class RAEFile(AutoencoderFile):
     def __init__(self, artifact: Artifact, description: RAEDescription) -> None:
         self.artifact, self.network_config, self.preset = artifact, description.network, description.preset
         self._latents_of = description.latents_of
-        self.image_size = description.network.image_size
+        self.image_size, self.layers = description.network.image_size, description.network.encoder_layers
 
     @classmethod
     def matches(cls, path: Path) -> bool:

@@ -36,6 +36,13 @@ def encode(
         int | None,
         typer.Option(help="Side of the images for a VAE.  [default: the preset's]", min=8, metavar="PX"),
     ] = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers that the latents must be of, as `train-rae --layers` chose them; another RAE is refused.",
+            metavar="N,N",
+        ),
+    ] = "",
     preset: options.Preset = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Encode the mirror image of each image too.")] = False,
     workers: options.Workers = 4,
@@ -60,6 +67,11 @@ def encode(
     autoencoder = open_autoencoder(rae) if rae else VAEFile.open_source(str(vae))
     if image_size and autoencoder.image_size:
         raise UsageError(f"--image-size is for a VAE; {autoencoder.path} takes images of {autoencoder.image_size}")
+    if layers and options.layer_numbers(layers) != list(autoencoder.layers):
+        own = f"layers {','.join(map(str, autoencoder.layers))}" if autoencoder.layers else "its last layer"
+        raise UsageError(
+            f"--layers {layers}: latents of {autoencoder.path} are of {own}; train-rae makes an RAE of others"
+        )
     preset = options.preset_or(preset, autoencoder.preset, autoencoder.path)
     size = autoencoder.image_size or image_size or resolve(AutoencoderSettings, "train-rae", preset).image_size
     job = Encoding(

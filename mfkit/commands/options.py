@@ -150,6 +150,14 @@ class Run(OptionGroup):
         )  # fmt: skip
 
 
+def layer_numbers(text: str) -> list[int]:
+    """Of ``--layers``: numbers by commas."""
+    try:
+        return [int(layer) for layer in text.split(",")] if text else []
+    except ValueError as error:
+        raise UsageError(f"--layers {text}: give numbers, by commas") from error
+
+
 def preset_or(given: PresetName | None, recorded: PresetName | None, source: object) -> PresetName:
     """The preset that the user names, else that of the input.
 

@@ -59,14 +59,9 @@ def train_rae(
     from mfkit.autoencoders.rae import RAEFile
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
-    from mfkit.errors import UsageError
     from mfkit.formats.hub import local_copy
     from mfkit.training.autoencoder import train_rae
 
-    try:
-        numbers = [int(layer) for layer in layers.split(",")] if layers else []
-    except ValueError as error:
-        raise UsageError(f"--layers {layers}: give numbers, by commas") from error
     encoder = local_copy(encoder)
     own: options.PresetName = "small" if encoder == TINY else "imagenet256"
     made = RAEFile.open(Path(encoder)) if is_rae(encoder) else None
@@ -80,7 +75,9 @@ def train_rae(
     if not sizes.image_size:
         sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.reading))
     source = open_images(images, sizes.image_size, run.reading)
+    larger = round(sizes.crop_scale * sizes.image_size)
     return train_rae(
-        source, encoder, encoder_weights, preset, settings, sizes, run.options(output), layers=numbers,
-        keep_latents=keep_latents,
+        source, encoder, encoder_weights, preset, settings, sizes, run.options(output),
+        layers=options.layer_numbers(layers), keep_latents=keep_latents,
+        crops_of=open_images(images, larger, run.reading) if sizes.crop_scale > 1 else None,
     )  # fmt: skip

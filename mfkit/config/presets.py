@@ -166,9 +166,10 @@ _IMAGENET256 = Preset(
     encoder_patch=14,
     commands={
         "train-rae": dict(
-            # 16 epochs, the first of them warm-up. RAE cuts 256 of 384 pixels at random; here it is always the middle.
+            # 16 epochs, the first of them warm-up.
             steps=40_036, batch_size=512, learning_rate=2e-4, final_learning_rate=2e-5, schedule="cosine", warmup=2502,
             ema=(0.9978,), max_grad_norm=0.0, perceptual="lpips", discriminator="vit_small_patch8_224.dino",
+            crop_scale=1.5,
         ),
         "train-teacher": dict(
             steps=100_000, batch_size=1024, learning_rate=2e-4, final_learning_rate=2e-5, schedule="linear",

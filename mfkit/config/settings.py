@@ -123,6 +123,14 @@ class AutoencoderSettings(Settings):
     image_size: int = setting(
         256, "Side of the images; 0 takes it from the images, from 32 to 128.", metavar="PX", min=0
     )
+    crop_scale: float = setting(
+        1.0,
+        "The decoder trains on random crops of images that are this many times as large; 1 is the whole. RAE has 1.5: "
+        "256 of 384 pixels.",
+        metavar="X",
+        min=1,
+        max=8,
+    )
     patch: int = setting(16, "Pixels on a side that one token stands for.", metavar="PX", min=1)
     encoder_size: int = setting(
         0, "Side of the encoder's input; 0 is what gives image size / patch tokens.", metavar="PX", min=0

@@ -44,6 +44,7 @@ _GRID_COLUMNS = 8
 def train_rae(
     images: ImageDataset, encoder: str, encoder_weights: str | None, preset: PresetName, settings: TrainingSettings,
     sizes: AutoencoderSettings, options: RunOptions, *, layers: Sequence[int] = (), keep_latents: bool = False,
+    crops_of: ImageDataset | None = None,
 ) -> str:  # fmt: skip
     """Trains the decoder on a frozen encoder and writes both with the latents' statistics.
 
@@ -51,6 +52,7 @@ def train_rae(
     :param encoder_weights: a local copy of a timm model's weights.
     :param layers: of the encoder, whose mean the latents are; empty is its own, or the last.
     :param keep_latents: of the RAE that is the encoder: its statistics too, so that only the decoder is new.
+    :param crops_of: the same images, larger: the decoder trains on random crops of them.
     :returns: the line for standard output.
     """
     if isinstance(images, StreamDataset) and not images.repeatable:
@@ -92,7 +94,9 @@ def train_rae(
             rae.latent_var.copy_(opened.statistics[1])
         else:
             _measure_latents(rae, images, settings.workers)
-        task = _decoder_training(rae, images, settings, sizes, resume_key, options, perceptual, discriminator)
+        task = _decoder_training(
+            rae, images, crops_of or images, settings, sizes, resume_key, options, perceptual, discriminator
+        )
         record = partial(record_provenance, options.output.parent, inputs, seed=settings.seed, settings=resolved)
         yield replace(task, save=lambda path: save(path, record()))
 
@@ -147,17 +151,24 @@ def _pretraining(
 
 
 def _decoder_training(
-    rae: RAE, images: ImageDataset, settings: TrainingSettings, sizes: AutoencoderSettings, resume_key: dict,
-    options: RunOptions, perceptual: Perceptual | None, discriminator: Discriminator | None,
+    rae: RAE, images: ImageDataset, crops_of: ImageDataset, settings: TrainingSettings, sizes: AutoencoderSettings,
+    resume_key: dict, options: RunOptions, perceptual: Perceptual | None, discriminator: Discriminator | None,
 ) -> Task:  # fmt: skip
-    """L1 of the pixels, a perceptual distance and what a discriminator says, from latents with some noise."""
+    """L1 of the pixels, a perceptual distance and what a discriminator says, from latents with some noise.
+
+    :param images: shown by the grid. :param crops_of: at least as large; what is trained on is cut from them at random.
+    """
     last = rae.decoder.get_submodule("decoder_pred").get_parameter("weight")
 
     def draws(batch: Batch) -> Draws:
         return Draws(settings.seed, "train-rae/decoder", batch.positions, rae.device)
 
+    def crops(batch: Batch) -> Tensor:
+        """(B, 3, S, S) in [0, 1], the same for both networks."""
+        return _unit(random_crops(batch.columns["image"], rae.config.image_size, draws(batch).uniform("crop", 2)))
+
     def loss(net: nn.Module, batch: Batch) -> Loss:
-        pixels = _unit(batch.columns["image"])
+        pixels = crops(batch)
         with torch.no_grad():
             features = rae.features(pixels)
         sigma = sizes.noise_tau * expand_to(draws(batch).uniform("sigma"), features)
@@ -176,7 +187,7 @@ def _decoder_training(
 
     def discriminator_loss(net: nn.Module, batch: Batch) -> Loss:
         """Of what the decoder makes after its step, without noise, in the 256 shades of a picture."""
-        pixels = _unit(batch.columns["image"])
+        pixels = crops(batch)
         with torch.no_grad():
             decoded = rae.reconstruct(rae.features(pixels)).clamp(0, 1)
             decoded = (255 * decoded).round() / 255
@@ -192,7 +203,7 @@ def _decoder_training(
             grid = paired(pixels, rae.decode(rae.encode(pixels)), _GRID_COLUMNS)
         write_grid(options.output.with_suffix(f".step-{step:07d}.png"), grid, _GRID_COLUMNS)
 
-    order = shuffle(images)
+    order = shuffle(crops_of)
     adversary, state = None, {}
     if discriminator:
         state = {f"spectral.{name}": value for name, value in discriminator.heads.named_buffers()}
@@ -277,6 +288,17 @@ def _fresh(encoder: Encoder, sizes: AutoencoderSettings) -> RAE:
     return assemble(
         encoder, dict(image_size=sizes.image_size, channels=channels, side=side, **DECODER_SIZES[sizes.decoder])
     )
+
+
+def random_crops(images: Tensor, size: int, place: Tensor) -> Tensor:
+    """Squares of ``size`` pixels of images (B, 3, S, S).
+
+    :param place: (B, 2) in [0, 1): where each lies, from the first row and column to the last that leave it room.
+    """
+    corner = (place * (images.shape[-1] - size + 1)).long()
+    rows, columns = (corner[:, axis, None] + torch.arange(size, device=images.device) for axis in (0, 1))
+    each = torch.arange(len(images), device=images.device)
+    return images.movedim(1, -1)[each[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def _unit(images: Tensor) -> Tensor:
