@@ -1,26 +1,24 @@
 """fid: how far generated images are from real ones, with every condition that moves the figure."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mfkit.errors import InputError, UsageError
 from mfkit.evaluation.compare import compare, read_result, standard_error
-from mfkit.evaluation.features import PUBLISHED_VALIDATION, FeatureExtractor, FeatureRequest, open_features
-from mfkit.evaluation.image_set import ImageSet, Need, known_statistics, see_images, size_beside
+from mfkit.evaluation.fdr import PUBLISHED, check_published, fdr
+from mfkit.evaluation.features import FeatureRequest, open_features
+from mfkit.evaluation.image_set import ImageSet, known_statistics, see_images, size_beside
 from mfkit.evaluation.metrics import FID, METRICS
-from mfkit.evaluation.metrics.base import Metric
-from mfkit.evaluation.metrics.frechet import frechet_distance
 from mfkit.evaluation.moments import SUFFIXES, Statistics, read_statistics, write_statistics
 from mfkit.evaluation.paired import Measure, compare_pairs
+from mfkit.evaluation.space import Space
+from mfkit.evaluation.trained_spaces import untrained_distance, was_trained_on
 
 logger = logging.getLogger(__name__)
-
-PUBLISHED = "imagenet256"
-"""The word for the published validation distances, in place of validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,30 +47,6 @@ class Evaluation:
     workers: int = 0
 
 
-@dataclass
-class _Space:
-    """Features, what is measured in them, and the two sides."""
-
-    name: str
-    extractor: FeatureExtractor
-    metrics: list[Metric]
-    samples: ImageSet | None = None
-    reference: ImageSet | None = None
-
-    def needs(self) -> set[Need]:
-        return {need for metric in self.metrics for need in metric.needs.items()}
-
-    def needs_of_reference(self) -> dict[Need, Metric]:
-        """What the reference's images must be seen for, beyond known statistics, and by which metric."""
-        known = self.reference.statistics if self.reference else {}
-        return {
-            (output, kept): metric
-            for metric in self.metrics
-            for output, kept in metric.needs.items()
-            if not (metric.samples_alone or (kept == "moments" and output in known))
-        }
-
-
 def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict[str, Any]:
     """The figures of samples against real images, with the conditions of them all. All processes call it.
 
@@ -84,7 +58,7 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
     if before and asked.groups == 1:
         raise UsageError(f"--against {asked.against} needs --resample, which tells how sure a distance is")
     if asked.validation == PUBLISHED:
-        _check_published(asked.features)
+        check_published(asked.features)
     statistics = {
         location: found
         for location in references
@@ -94,7 +68,7 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
     if len(images) > 1:
         raise UsageError(f"--reference {images[1]}: one set of real images is enough, {images[0]}")
     requests = [replace(one, resize=_resize(one, statistics, force=asked.force)) for one in asked.features]
-    spaces = [_Space(request.features, open_features(request), [FID]) for request in requests]
+    spaces = [Space(request.features, open_features(request), [FID]) for request in requests]
     _add_metrics(spaces, asked.metrics)
     size = _common_size(spaces)
     for space in spaces:
@@ -117,16 +91,16 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
     figures = {space.name: _figures(space, asked.groups) for space in spaces}
     trained = ours[0].conditions.get("trained_spaces", [])
     for conditions in figures.values():
-        if _was_trained_on(conditions, trained):
+        if was_trained_on(conditions, trained):
             conditions["trained_on"] = True
     first, result = spaces[0], dict(figures[spaces[0].name])
     assert first.samples and first.reference
     if len(spaces) > 1:
         result["spaces"] = figures
     if asked.validation:
-        result |= _ratio(spaces, figures, asked.validation, size_beside(asked.validation, cut, size), reading)
+        result |= fdr(spaces, figures, asked.validation, size_beside(asked.validation, cut, size), reading)
     if trained:
-        distance = figures.get("pixels") or _untrained(samples, images, first.samples, asked.count, reading)
+        distance = figures.get("pixels") or untrained_distance(samples, images, first.samples, asked.count, reading)
         result |= {"trained_spaces": trained, "untrained": distance}
     result |= {"samples": first.samples.conditions, "reference": first.reference.conditions}
     if asked.save_stats:
@@ -157,7 +131,7 @@ def _resize(request: FeatureRequest, statistics: Mapping[str, Statistics], *, fo
     return request.resize
 
 
-def _add_metrics(spaces: Sequence[_Space], names: Sequence[str]) -> None:
+def _add_metrics(spaces: Sequence[Space], names: Sequence[str]) -> None:
     """Each metric to the spaces that give what it needs; one of the pixels to the first."""
     for metric in (METRICS[name] for name in names):
         outputs = set(metric.needs) - {"pixels"}
@@ -169,19 +143,14 @@ def _add_metrics(spaces: Sequence[_Space], names: Sequence[str]) -> None:
             space.metrics.append(metric)
 
 
-def _check_published(features: Sequence[FeatureRequest]) -> None:
-    if unknown := [one.features for one in features if one.features not in PUBLISHED_VALIDATION]:
-        raise UsageError(f"--validation {PUBLISHED}: no distance in {unknown[0]} is published; give images")
-
-
-def _common_size(spaces: Sequence[_Space]) -> int | None:
+def _common_size(spaces: Sequence[Space]) -> int | None:
     sizes = {space.extractor.image_size: space.name for space in spaces if space.extractor.image_size}
     if len(sizes) > 1:
         raise UsageError(f"--features: {' and '.join(sizes.values())} take images of different sizes")
     return next(iter(sizes), None)
 
 
-def _known(statistics: Mapping[str, Statistics], space: _Space, images: Sequence[str]) -> ImageSet | None:
+def _known(statistics: Mapping[str, Statistics], space: Space, images: Sequence[str]) -> ImageSet | None:
     """The reference's statistics of a space; None where they are not known, and there are images.
 
     :raises InputError: there are statistics of other spaces alone.
@@ -198,7 +167,7 @@ def _known(statistics: Mapping[str, Statistics], space: _Space, images: Sequence
     return None
 
 
-def _check_images(space: _Space, images: Sequence[str]) -> None:
+def _check_images(space: Space, images: Sequence[str]) -> None:
     """:raises UsageError: a metric needs images of the reference, and there are none."""
     needed = space.needs_of_reference()
     if not needed or images:
@@ -211,7 +180,7 @@ def _check_images(space: _Space, images: Sequence[str]) -> None:
     raise UsageError(f"--{metric.name} needs the reference's images; {location} holds statistics of them alone")
 
 
-def _figures(space: _Space, groups: int) -> dict[str, Any]:
+def _figures(space: Space, groups: int) -> dict[str, Any]:
     """What is measured in a space, and how sure its distance is."""
     assert space.samples and space.reference
     _compare_conditions(space.samples, space.reference)
@@ -224,61 +193,6 @@ def _figures(space: _Space, groups: int) -> dict[str, Any]:
     if groups > 1:
         result["standard_error"] = standard_error(space.samples, space.reference, groups)
     return result | space.extractor.conditions
-
-
-def _ratio(
-    spaces: Sequence[_Space], figures: Mapping[str, Mapping[str, Any]], validation: str, size: int | None,
-    reading: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """FDr: the mean over the spaces of the samples' distance by that of real images (arXiv 2604.28190)."""
-    if validation == PUBLISHED:
-        distances = {space.name: PUBLISHED_VALIDATION[space.name] for space in spaces}
-    else:
-        views: list[tuple[FeatureExtractor, Collection[Need]]] = [
-            (space.extractor, [("features", "moments")]) for space in spaces
-        ]
-        seen = see_images(validation, views, size, **reading)
-        distances = {}
-        for space, held_out in zip(spaces, seen, strict=True):
-            assert space.reference
-            distance = frechet_distance(held_out.moments("features"), space.reference.moments("features"))
-            same = held_out.conditions["digest"] == space.reference.conditions["digest"]
-            if same or not 0 < distance < inf:
-                raise InputError(
-                    f"--validation {validation} has a distance of {distance:.3g} to the reference in {space.name}: "
-                    "give real images that the reference does not hold"
-                )
-            distances[space.name] = distance
-    ratios = [figures[name]["frechet_distance"] / distance for name, distance in distances.items()]
-    told = {"of": validation, "validation_distances": distances}
-    return {"fdr": sum(ratios) / len(ratios), "fdr_conditions": told}
-
-
-def _was_trained_on(conditions: Mapping[str, Any], trained: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a distance was descended in these features; those of latents are of the RAE's encoder."""
-    digest, of_encoder = conditions.get("features_digest"), str(conditions["features"]).startswith("RAE encoder")
-    return any(
-        (digest and one.get("features_digest") == digest)
-        or (of_encoder and str(one.get("features")).startswith("latents"))
-        for one in trained
-    )
-
-
-def _untrained(
-    samples: str, images: Sequence[str], ours: ImageSet, count: int | None, reading: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The distance in a space that nothing is trained on, beside one that may have been; None without real images."""
-    names = ", ".join(one["space"] for one in ours.conditions["trained_spaces"])
-    logger.warning("%s: the model was trained by its distance in %s, where a figure is no evidence", samples, names)
-    if not images:
-        logger.warning("the reference is statistics alone: give its images, for a space that was not trained on")
-        return None
-    size, (reference,) = ours.conditions["size"], images
-    space = _Space("pixels", open_features(FeatureRequest(features="pixels")), [FID])
-    views = [(space.extractor, space.needs())]
-    (space.samples,) = see_images(samples, views, size, count=count, **reading)
-    (space.reference,) = see_images(reference, views, size_beside(reference, size), **reading)
-    return FID.compute(space.samples, space.reference) | {"features": space.extractor.conditions["features"]}
 
 
 def _compare_conditions(ours: ImageSet, real: ImageSet) -> None:
