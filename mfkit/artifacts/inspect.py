@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -42,7 +43,8 @@ def shell_script(artifact: Artifact) -> str:
             words = []
         if words[:1] != ["mfkit"] or not all(word.isprintable() for word in words):
             raise InputError(f"{artifact.path} records what is no command of mfkit: {record.command[:80]!r}")
-        line, piped = shlex.join(words), [words[place - 1] in ("-o", "--output") for place in _dashes(words)]
+        line = shlex.join(words)
+        piped = [before in ("-o", "--output") for before, word in pairwise(words) if word == "-"]
         if not all(piped):
             before = [written[entry.digest] for entry in record.inputs.values() if entry.digest in written]
             if not before:
@@ -55,10 +57,6 @@ def shell_script(artifact: Artifact) -> str:
     if len(lines) == 3:
         raise InputError(f"{artifact.path} records no command")
     return "\n".join(lines)
-
-
-def _dashes(words: list[str]) -> list[int]:
-    return [place for place, word in enumerate(words) if word == "-"]
 
 
 def command_chain(artifact: Artifact) -> list[Record]:
