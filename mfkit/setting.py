@@ -4,7 +4,7 @@ Only the standard library is imported here, so that help answers at once.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 
@@ -54,6 +54,14 @@ class Settings:
 def settings_of(kind: type[Settings]) -> list[Field]:
     """The fields of a class that are settings."""
     return [item for item in fields(kind) if item.metadata]
+
+
+def own_defaults(kind: type[Settings]) -> set[str]:
+    """The settings that a class inherits and has another default for."""
+    bases = [base for base in kind.__mro__[1:] if is_dataclass(base)]
+    inherited = [(item.name, item.default) for base in bases for item in fields(base)]
+    own = {item.name: item.default for item in settings_of(kind)}
+    return {name for name, default in inherited if name in own and own[name] != default}
 
 
 def idle(item: Field, values: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from conftest import failed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mfkit.config.presets import PRESETS, PresetName, resolve_training
 from mfkit.flow.objectives import OBJECTIVES, objectives_of
 from mfkit.flow.objectives.arrival import Arrival
 from mfkit.flow.objectives.base import GRADIENT, Batch, Models, Objective
@@ -35,6 +36,7 @@ from mfkit.flow.times import expand_to
 from mfkit.models.dit import AverageVelocityDiT, DiTConfig
 from mfkit.models.files import open_generator
 from mfkit.runtime.precision import autocast
+from mfkit.setting import own_defaults
 
 S = 0.6
 
@@ -366,7 +368,7 @@ def test_scm_is_mean_flow_at_r_0_whose_error_is_normalised() -> None:
 
 
 @pytest.mark.fast
-def test_facm_has_the_gradient_of_its_published_loss() -> None:
+def test_facm_has_the_gradient_of_its_published_loss_on_consistency() -> None:
     """At r = 0 against u - A g, A = 1 - sqrt(1 - t), g bounded, weighed by sin(pi t / 2) over the root of the mean.
 
     Without the offset of 1e-3. Ours has the sum over the 8 numbers where FACM has their mean.
@@ -448,6 +450,23 @@ def trained(mfkit, command: str) -> list[float]:
     done = mfkit(f"{command} --steps 2 --batch-size 16 --log-every 1 -o out.safetensors --overwrite")
     assert done.code == 0, f"{command}\n{done.err}"
     return [json.loads(line)["mse"] for line in Path("out.log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_undoes_what_makes_a_variant(preset: PresetName) -> None:
+    """Its values are of a command's first objective; those of the user go before all."""
+    for stage in ("distill", "bootstrap"):
+        for name, kind in objectives_of(stage).items():
+            if not issubclass(kind, IntervalObjective):
+                continue
+            alone, found = kind(), resolve_training(stage, preset, {"objective": name})[1]
+            assert all(getattr(found, own) == getattr(alone, own) for own in own_defaults(kind)), name
+            mine = resolve_training(stage, preset, {"objective": name, "norm_p": 0.25})[1]
+            assert isinstance(mine, IntervalObjective) and mine.norm_p == 0.25
+    facm = resolve_training("distill", preset, {"objective": "facm"})[1]
+    assert isinstance(facm, MeanFlow)
+    assert (facm.norm_p, facm.max_correction, facm.ratio_to_data, facm.interval_weight) == (0.5, 1, 1, "facm")
 
 
 def test_each_of_the_shelf_trains_by_one_flag(mfkit, chain: Path) -> None:

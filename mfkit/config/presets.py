@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from mfkit.config.settings import GeneratorSettings, SizeName
 from mfkit.errors import UsageError
 from mfkit.flow.objectives import Objective, Stage, objectives_of
-from mfkit.setting import Settings, idle, settings_of
+from mfkit.setting import Settings, idle, own_defaults, settings_of
 
 PresetName = Literal["digits", "small", "imagenet256", "imagenet512"]
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -234,13 +234,17 @@ def resolve(
 ) -> SettingsT:  # fmt: skip
     """A class of settings: its defaults, then the preset's values for a command, then what the user gave.
 
+    What a variant of an objective is made by goes before the preset's values for the command, which are of the
+    command's first objective; those for the objective itself go before it.
+
     :param flags: values by name; those of other classes are left alone, None is not given.
     :raises UsageError: a value is out of its range, or means nothing beside another.
     """
     values: dict[str, Any] = {}
     if preset:
         commands = PRESETS[preset].commands
-        values = commands.get(command, {}) | commands.get(f"{command} {objective}", {})
+        values = {name: value for name, value in commands.get(command, {}).items() if name not in own_defaults(kind)}
+        values |= commands.get(f"{command} {objective}", {})
     for name, value in (flags or {}).items():
         if value is not None:
             values[name] = tuple(value) if isinstance(value, list) else value

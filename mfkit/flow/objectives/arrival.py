@@ -135,7 +135,7 @@ LMD = variant(
     stages=("distill",), through="slope", norm_p=0.0,
 )  # fmt: skip
 LSD = variant(
-    Arrival, "lsd", "LMD by u's own velocity (Lagrangian self-distillation, arXiv 2505.18825)",
+    Arrival, "lsd", "u's own velocity there, through du/dr (Lagrangian self-distillation, arXiv 2505.18825)",
     stages=("bootstrap", "train-mean-flow"), through="slope", norm_p=0.0,
 )  # fmt: skip
 TVM = variant(

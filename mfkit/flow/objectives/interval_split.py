@@ -103,8 +103,9 @@ Consistency = variant(
     "r = 0, first leg 0.25 to 0.005 of t: consistency distillation, or training (arXiv 2303.01469)",
     ratio_to_data=1.0, first_leg=0.25, final_first_leg=0.005,
 )  # fmt: skip
+# Without its steps and its factor 1 + 8 sigmoid(-t), which makes the leg longer near the data.
 ECT = variant(
     IntervalSplit, "ect", "r = 0, first leg from all to 1/256 of t (easy consistency tuning, arXiv 2406.14548)",
-    stages=("bootstrap", "train-mean-flow"), ratio_r_equals_t=0.0, ratio_to_data=1.0, first_leg=1.0,
-    final_first_leg=1 / 256,
+    stages=("bootstrap", "train-mean-flow"), ratio_r_equals_t=0.0, ratio_to_data=1.0, norm_p=0.5,
+    first_leg=1.0, final_first_leg=1 / 256,
 )  # fmt: skip

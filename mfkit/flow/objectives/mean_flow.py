@@ -155,12 +155,13 @@ SCM = variant(
     MeanFlow, "scm", "mean flow at r = 0, normalised (sCM, arXiv 2410.11081)", ratio_r_equals_t=0.0, ratio_to_data=1.0,
     norm_p=0.0, tangent_warmup=0.1, normalise=0.1,
 )  # fmt: skip
+# Its rows with r = t have the same power and no cosine; the offset of the power is of the sum over elements.
 FACM = variant(
     MeanFlow, "facm", "mean flow at r = 0, bounded, anchored by rows with r = t (FACM, arXiv 2507.03738)",
     ratio_r_equals_t=0.5, ratio_to_data=1.0, norm_p=0.5, max_correction=1.0, interval_weight="facm",
 )  # fmt: skip
 AYF = variant(
-    MeanFlow, "ayf", "mean flow, normalised (Align Your Flow's EMD, arXiv 2506.14603); with --guide as there",
+    MeanFlow, "ayf", "mean flow, normalised (Align Your Flow, arXiv 2506.14603; --guide guides its teacher)",
     stages=("distill",), ratio_r_equals_t=0.0, norm_p=0.0, tangent_warmup=0.1, normalise=0.1,
 )  # fmt: skip
 TiM = variant(
