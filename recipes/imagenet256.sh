@@ -11,7 +11,7 @@
 # CHAIN=drifting    trajectories, midtrain, drifting (default): 1.35 GPU-days by `mfkit plan`
 # CHAIN=paper       trajectories, midtrain, distill, bootstrap where BOOTSTRAP=yes, as in the MF-RAE paper
 # RELEASED=FOLDER   the released files, in the layout of their hub; `no` trains decoder and teacher here, the
-#                   decoder with LPIPS and a discriminator, whose weights (VGG's, DINO's) are fetched then.
+#                   decoder on random crops, with LPIPS and a discriminator, whose weights (VGG's, DINO's) are fetched.
 # TRAIN             options of the training commands; the paper's float32 is TRAIN="--precision float32"
 # MICRO_BATCH       rows with gradients at a time in drifting
 set -euo pipefail

@@ -115,6 +115,8 @@ def main(out: Path) -> None:
     folders = sorted(out.glob("seed-*"))
     runs = [(folder, Judge(folder / "rae.safetensors", DIGITS)) for folder in folders]
     models = {model: name for model, name in MODELS.items() if all(_is_there(folder, model) for folder in folders)}
+    if missing := sorted(MODELS.keys() - models.keys()):
+        print(f"not trained on every seed, and left out: {', '.join(missing)}", file=sys.stderr)
     figures = {model: [measure(folder, judge, model) for folder, judge in runs] for model in models}
     steps = {name: out / f"steps-{model.partition('@')[0]}" for model, name in models.items()}
     columns = {"steps": {name: path.read_text().strip() if path.exists() else "" for name, path in steps.items()}}

@@ -348,6 +348,7 @@ def test_latents_of_a_vae_run_through_the_same_commands(mfkit, tmp_path: Path) -
     assert any(".query." in name for name in renamed)
     save_file(renamed, file)  # as early versions of diffusers wrote it
     assert mfkit("encode digits:heldout --vae vae --preset digits -o renamed").code == 0
+    failed(mfkit("encode digits --vae vae --preset digits -o x --layers 1"), 2, "--layers is for an RAE; vae is a vae")
     assert (tmp_path / "renamed/00000.tar").read_bytes() == (tmp_path / "latents/00000.tar").read_bytes()
     failed(mfkit("encode digits --vae latents --preset digits -o y"), 3, "latents holds no diffusers model")
     failed(mfkit("encode digits --vae nowhere --preset digits -o y"), 3, "nowhere", "owner/repo")

@@ -170,10 +170,24 @@ def test_a_figure_stands_beside_its_target(mfkit, place: Path, tmp_path: Path) -
         Path("run/teacher.json").write_text(json.dumps(teacher))
         assert cells() == [f"the teacher&#39;s {ratio * distance:.4g}: {told}"]
     assert cells(f"--target fid.json={2 * distance}") == [f"{2 * distance:.4g}: reached"]
-    Path("run/teacher.json").write_text(json.dumps(teacher | {"samples": of_teacher | {"images": 7}}))
+    several = teacher | {"spaces": {"rae.safetensors": teacher, "pixels": {"frechet_distance": 1}}}
+    Path("run/teacher.json").write_text(json.dumps(several))
+    assert cells() == [f"the teacher&#39;s {distance / 2:.4g}: not reached"]  # in the same space, by whatever name
+    Path("run/another.json").write_text(json.dumps(teacher | {"frechet_distance": distance / 4}))
+    assert cells() == [f"the teacher&#39;s {distance / 4:.4g}: not reached"]
+    Path("run/another.json").unlink()
+    spaces = {"rae": student | {"trained_on": True}}
+    untrained = {"features": "8 x 8", "frechet_distance": 2}
+    Path("run/fid.json").write_text(json.dumps(student | {"spaces": spaces, "untrained": untrained}))
     assert cells() == []
+    Path("run/teacher.json").write_text(json.dumps(teacher | {"spaces": {"pixels": untrained}}))
+    assert cells() == ["the teacher&#39;s 2: reached"]  # of what is evidence alone
+    Path("run/fid.json").write_text(json.dumps(student))
+    for other in ({"images": 7}, {"labels": "others"}, {"model_digest": "0"}):
+        Path("run/teacher.json").write_text(json.dumps(teacher | {"samples": of_teacher | other}))
+        assert cells() == []
     failed(mfkit("report run -o x.html --target other.json=1"), 2, "no run has figures of that name")
-    for wrong in ("2.03", "fid.json=good", "fid.json=-1", "=1"):
+    for wrong in ("2.03", "fid.json=good", "fid.json=-1", "fid.json=inf", "=1"):
         failed(mfkit(f"report run -o x.html --target {wrong}"), 2, f"--target {wrong}: give FILE=X")
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -59,13 +60,15 @@ def test_learning_rates() -> None:
         ("imagenet256", "train-teacher", dict(batch_size=1024, learning_rate=2e-4, ema=(0.9995,), class_dropout=0.1)),
         ("imagenet256", "midtrain", dict(steps=27_000, learning_rate=1e-4, ema=(0.999,), max_grad_norm=1.0)),
         ("imagenet256", "distill", dict(steps=180_000, batch_size=256, learning_rate=1e-4, ema=(0.9999,))),
+        ("imagenet256", "train-rae", dict(crop_scale=1.5, image_size=256, perceptual="lpips")),
         ("imagenet512", "distill", dict(steps=20_000, batch_size=128, ema=(0.9995,))),
         ("imagenet512", "bootstrap", dict(steps=10_000, batch_size=128, ema=(0.9995,))),
     ],
 )
 def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
-    resolved = presets.resolve(TrainingSettings if stage == "train-rae" else GeneratorSettings, stage, preset, {})
-    assert {name: getattr(resolved, name) for name in expected} == expected
+    kinds = (TrainingSettings, AutoencoderSettings) if stage == "train-rae" else (GeneratorSettings,)
+    resolved = {name: value for kind in kinds for name, value in asdict(presets.resolve(kind, stage, preset)).items()}
+    assert {name: resolved[name] for name in expected} == expected
 
 
 @pytest.mark.fast
@@ -203,7 +206,7 @@ SHARED = [
     "--batch-size 16 --log-every 1",
     "train-rae digits:heldout --encoder {}/rae.safetensors -o OUT/a.safetensors --optimizer adamw --steps 4 "
     "--batch-size 16 --micro-batch 8 --log-every 1 --perceptual encoder --discriminator encoder "
-    "--discriminator-start 0.25",
+    "--discriminator-start 0.25 --crop-scale 1.25",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/latents --shard-size 60",
     "encode digits:heldout --rae {}/rae.safetensors -o OUT/few --shard-size 1000",
     "trajectories --teacher {}/teacher.safetensors -n 30 -o OUT/traj --solver-steps 3 --shard-size 6",

@@ -42,8 +42,8 @@ class AutoencoderFile(ABC):
     """The preset that it passes on."""
     image_size: int | None = None
     """Side of its images in pixels; None where it takes any."""
-    layers: Sequence[int] = ()
-    """Layers of its encoder whose mean its latents are; empty where they are of the last alone."""
+    layers: Sequence[int] | None = None
+    """Layers of an RAE's encoder whose mean its latents are; empty where they are of the last alone."""
 
     @property
     def path(self) -> Path:

@@ -67,8 +67,10 @@ def encode(
     autoencoder = open_autoencoder(rae) if rae else VAEFile.open_source(str(vae))
     if image_size and autoencoder.image_size:
         raise UsageError(f"--image-size is for a VAE; {autoencoder.path} takes images of {autoencoder.image_size}")
-    if layers and options.layer_numbers(layers) != list(autoencoder.layers):
-        own = f"layers {','.join(map(str, autoencoder.layers))}" if autoencoder.layers else "its last layer"
+    if layers and autoencoder.layers is None:
+        raise UsageError(f"--layers is for an RAE; {autoencoder.path} is a {autoencoder.kind}")
+    if layers and options.layer_numbers(layers) != list(autoencoder.layers or ()):
+        own = f"layers {','.join(map(str, autoencoder.layers or ()))}" if autoencoder.layers else "its last layer alone"
         raise UsageError(
             f"--layers {layers}: latents of {autoencoder.path} are of {own}; train-rae makes an RAE of others"
         )

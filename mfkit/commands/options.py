@@ -155,7 +155,7 @@ def layer_numbers(text: str) -> list[int]:
     try:
         return [int(layer) for layer in text.split(",")] if text else []
     except ValueError as error:
-        raise UsageError(f"--layers {text}: give numbers, by commas") from error
+        raise UsageError(f"--layers {text}: give numbers separated by commas") from error
 
 
 def preset_or(given: PresetName | None, recorded: PresetName | None, source: object) -> PresetName:

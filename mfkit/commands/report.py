@@ -1,5 +1,6 @@
 """``mfkit report``."""
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from mfkit.errors import UsageError
 def _target(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition("=")
     try:
-        if name and float(value) > 0:
+        if name and 0 < float(value) < inf:
             return name, float(value)
     except ValueError:
         pass
@@ -35,8 +36,8 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="FILE=X",
-            help="Fréchet distance aimed at in a file of figures, as fid.json=2.03; repeatable.  [default: the "
-            "teacher's under the same conditions]",
+            help="Fréchet distance aimed at in a file of figures, in its first space, as fid.json=2.03; repeatable.  "
+            "[default: the teacher's under the same conditions]",
         ),
     ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Have no network draw for it.")] = False,

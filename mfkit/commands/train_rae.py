@@ -59,9 +59,12 @@ def train_rae(
     from mfkit.autoencoders.rae import RAEFile
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
+    from mfkit.data.stream import StreamDataset
+    from mfkit.errors import UsageError
     from mfkit.formats.hub import local_copy
     from mfkit.training.autoencoder import train_rae
 
+    numbers = options.layer_numbers(layers)
     encoder = local_copy(encoder)
     own: options.PresetName = "small" if encoder == TINY else "imagenet256"
     made = RAEFile.open(Path(encoder)) if is_rae(encoder) else None
@@ -75,9 +78,13 @@ def train_rae(
     if not sizes.image_size:
         sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.reading))
     source = open_images(images, sizes.image_size, run.reading)
-    larger = round(sizes.crop_scale * sizes.image_size)
+    crops_of = None
+    if sizes.crop_scale > 1 and not (isinstance(source, StreamDataset) and not source.repeatable):
+        if Path(images).suffix == ".npz":
+            raise UsageError(f"--crop-scale {sizes.crop_scale:g}: {images} has one size; pass --crop-scale 1")
+        crops_of = open_images(images, round(sizes.crop_scale * sizes.image_size), run.reading)
+        crops_of.skips = source.skips  # what cannot be read is counted once
     return train_rae(
         source, encoder, encoder_weights, preset, settings, sizes, run.options(output),
-        layers=options.layer_numbers(layers), keep_latents=keep_latents,
-        crops_of=open_images(images, larger, run.reading) if sizes.crop_scale > 1 else None,
+        layers=numbers, keep_latents=keep_latents, crops_of=crops_of,
     )  # fmt: skip

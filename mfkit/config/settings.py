@@ -125,7 +125,7 @@ class AutoencoderSettings(Settings):
     )
     crop_scale: float = setting(
         1.0,
-        "The decoder trains on random crops of images that are this many times as large; 1 is the whole. RAE has 1.5: "
+        "The decoder trains on random crops of squares that are this many times as large; 1 is the whole. RAE has 1.5: "
         "256 of 384 pixels.",
         metavar="X",
         min=1,

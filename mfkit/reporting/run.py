@@ -70,11 +70,6 @@ class Run:
     def of_kind(self, *kinds: str) -> dict[str, Artifact]:
         return {name: artifact for name, artifact in self.files.items() if artifact.kind in kinds}
 
-    def kind_of(self, samples: dict[str, Any]) -> str:
-        """Of the model, if it is of this run, that drew the samples of a figure."""
-        digest = samples.get("model_digest")
-        return next((artifact.kind for artifact in self.files.values() if artifact.digest == digest), "")
-
     def last(self, kind: str) -> dict[str, Artifact]:
         """Those of a kind from which no other file of the kind was made."""
         known = self.of_kind(kind)
