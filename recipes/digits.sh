@@ -53,6 +53,7 @@ report() {
 
 fid_and_curves() {
     write fid.json mfkit fid samples/drift-1 --reference digits:train --features rae.safetensors --diversity
+    write fid-teacher.json mfkit fid samples/teacher-1 --reference digits:train --features rae.safetensors --diversity
     make curves.png mfkit plot teacher.log.jsonl cmt.log.jsonl mfd.log.jsonl mft.log.jsonl drift.log.jsonl -o curves.png
 }
 

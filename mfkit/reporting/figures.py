@@ -10,7 +10,7 @@ from mfkit.errors import UsageError
 from mfkit.reporting.run import Run
 
 HEADS = [
-    "run", "file", "images of", "evaluations", "images", "space", "real images", "Fréchet distance", "target",
+    "run", "file", "images of", "Fréchet distance", "target", "evaluations", "images", "space", "real images",
     "besides",
 ]  # fmt: skip
 _TOLD = {"frechet_distance", "features", "features_digest", "resize", "samples", "reference", "spaces", "untrained"}
@@ -73,10 +73,11 @@ def _rows(run: Run, file: str, wanted: float | None, known: Sequence[_Distance])
     ]
     for found in _distances(run, file):
         of = found.model.path.name if found.model else str(samples.get("location"))
-        first = [run.folder.resolve().name, file, of, _shown(samples.get("nfe")), _shown(samples.get("images"))]
+        drawn = [_shown(samples.get("nfe")), _shown(samples.get("images"))]
         resize = [f"resize {found.figures['resize']}"] if found.figures.get("resize") else []
-        shown = _shown(found.figures.get("frechet_distance"))
-        yield Row([*first, found.space, real, shown, _target(found, wanted, known)], resize + besides)
+        figure = [_shown(found.figures.get("frechet_distance")), _target(found, wanted, known)]
+        first = [run.folder.resolve().name, file, of]
+        yield Row([*first, *figure, *drawn, found.space, real], resize + besides)
         besides, wanted = [], None
 
 
