@@ -16,6 +16,7 @@ import mfkit as package
 from mfkit.autoencoders.discriminator import Discriminator, augmented, hinge_loss
 from mfkit.autoencoders.encoders import open_encoder
 from mfkit.autoencoders.perceptual import lpips
+from mfkit.data.crops import random_crops
 from mfkit.flow.random import Draws
 from mfkit.training.checkpoint import checkpoints
 
@@ -164,8 +165,6 @@ def test_latents_of_several_layers(mfkit, tmp_path: Path) -> None:
 
 
 def test_random_crops_are_what_slices_are() -> None:
-    from mfkit.training.autoencoder import random_crops
-
     images = torch.randint(0, 256, (4, 3, 9, 9), dtype=torch.uint8)
     place = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.3, 0.8], [0.5, 0.25]])
     corners = [(0, 0), (3, 3), (1, 3), (2, 1)]
@@ -179,7 +178,8 @@ def test_a_decoder_of_random_crops(mfkit, tmp_path: Path) -> None:
     """It resumes to the same bytes; encoder and statistics are of the whole images, as without."""
     command = TRAIN + " --crop-scale 1.5 --save-every 1"
     np.savez(tmp_path / "one.npz", arr_0=np.zeros((20, 32, 32, 3), np.uint8), arr_1=np.zeros(20, np.int64))
-    failed(mfkit(command.format("x").replace("digits:heldout", "one.npz")), 2, "one.npz has one size", "--crop-scale 1")
+    of_one_size = command.format("x").replace("digits:heldout", "one.npz")
+    failed(mfkit(of_one_size), 2, "one.npz holds images of one size", "--crop-scale 1")
     for name in ("whole", "cut"):
         with stopped_once((tmp_path / "cut.checkpoint-0000005.safetensors").exists, signal.SIGTERM):
             mfkit(command.format(name))

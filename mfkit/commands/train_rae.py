@@ -54,13 +54,12 @@ def train_rae(
     it, from latents with some noise added, by L1, a perceptual distance and what a discriminator says.
     """
     from dataclasses import replace
+    from functools import partial
 
     from mfkit.autoencoders.encoders import TINY, is_rae
     from mfkit.autoencoders.rae import RAEFile
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
-    from mfkit.data.stream import StreamDataset
-    from mfkit.errors import UsageError
     from mfkit.formats.hub import local_copy
     from mfkit.training.autoencoder import train_rae
 
@@ -77,14 +76,7 @@ def train_rae(
     sizes = resolve(AutoencoderSettings, "train-rae", preset, flags)
     if not sizes.image_size:
         sizes = replace(sizes, image_size=native_size(images, sizes.patch, run.reading))
-    source = open_images(images, sizes.image_size, run.reading)
-    crops_of = None
-    if sizes.crop_scale > 1 and not (isinstance(source, StreamDataset) and not source.repeatable):
-        if Path(images).suffix == ".npz":
-            raise UsageError(f"--crop-scale {sizes.crop_scale:g}: {images} has one size; pass --crop-scale 1")
-        crops_of = open_images(images, round(sizes.crop_scale * sizes.image_size), run.reading)
-        crops_of.skips = source.skips  # what cannot be read is counted once
     return train_rae(
-        source, encoder, encoder_weights, preset, settings, sizes, run.options(output),
-        layers=numbers, keep_latents=keep_latents, crops_of=crops_of,
+        partial(open_images, images, reading=run.reading), encoder, encoder_weights, preset, settings, sizes,
+        run.options(output), layers=numbers, keep_latents=keep_latents,
     )  # fmt: skip

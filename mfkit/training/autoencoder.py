@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mfkit.autoencoders.pretraining import MaskedPretraining, mask_patches
 from mfkit.autoencoders.rae import RAE, RAEFile, assemble, save_rae
 from mfkit.config.presets import DECODER_SIZES, PresetName
 from mfkit.config.settings import AutoencoderSettings, TrainingSettings
+from mfkit.data.crops import larger_images, random_crops
 from mfkit.data.grid import paired, write_grid
 from mfkit.data.images import ImageDataset, class_names
 from mfkit.data.loader import Batch, all_batches, inference_batches
@@ -42,23 +43,25 @@ _GRID_COLUMNS = 8
 
 
 def train_rae(
-    images: ImageDataset, encoder: str, encoder_weights: str | None, preset: PresetName, settings: TrainingSettings,
-    sizes: AutoencoderSettings, options: RunOptions, *, layers: Sequence[int] = (), keep_latents: bool = False,
-    crops_of: ImageDataset | None = None,
+    open_at: Callable[[int], ImageDataset], encoder: str, encoder_weights: str | None, preset: PresetName,
+    settings: TrainingSettings, sizes: AutoencoderSettings, options: RunOptions, *, layers: Sequence[int] = (),
+    keep_latents: bool = False,
 ) -> str:  # fmt: skip
     """Trains the decoder on a frozen encoder and writes both with the latents' statistics.
 
+    :param open_at: opens the images, as squares of so many pixels.
     :param encoder: see :func:`~mfkit.autoencoders.encoders.open_encoder`; ``tiny`` is first pre-trained on the images.
     :param encoder_weights: a local copy of a timm model's weights.
     :param layers: of the encoder, whose mean the latents are; empty is its own, or the last.
     :param keep_latents: of the RAE that is the encoder: its statistics too, so that only the decoder is new.
-    :param crops_of: the same images, larger: the decoder trains on random crops of them.
     :returns: the line for standard output.
     """
+    images = open_at(sizes.image_size)
     if isinstance(images, StreamDataset) and not images.repeatable:
         raise UsageError("train-rae reads the images many times; a stream can be read once: give a folder or shards")
     if isinstance(images, StreamDataset) and settings.sample_every:
         raise UsageError("--sample-every shows the first images, which a stream cannot give again and again")
+    crops_of = larger_images(images, open_at, sizes.image_size, sizes.crop_scale)
     inputs = {"images": images.artifact}
     with seeded(settings.seed):
         side = sizes.image_size // sizes.patch
@@ -94,9 +97,7 @@ def train_rae(
             rae.latent_var.copy_(opened.statistics[1])
         else:
             _measure_latents(rae, images, settings.workers)
-        task = _decoder_training(
-            rae, images, crops_of or images, settings, sizes, resume_key, options, perceptual, discriminator
-        )
+        task = _decoder_training(rae, images, crops_of, settings, sizes, resume_key, options, perceptual, discriminator)
         record = partial(record_provenance, options.output.parent, inputs, seed=settings.seed, settings=resolved)
         yield replace(task, save=lambda path: save(path, record()))
 
@@ -288,19 +289,6 @@ def _fresh(encoder: Encoder, sizes: AutoencoderSettings) -> RAE:
     return assemble(
         encoder, dict(image_size=sizes.image_size, channels=channels, side=side, **DECODER_SIZES[sizes.decoder])
     )
-
-
-def random_crops(images: Tensor, size: int, place: Tensor) -> Tensor:
-    """Squares of ``size`` pixels of images (B, 3, S, S).
-
-    :param place: (B, 2) in [0, 1): where each lies, from the first row and column to the last that leave it room.
-    """
-    if images.shape[-1] == size:
-        return images
-    corner = (place * (images.shape[-1] - size + 1)).long()
-    rows, columns = (corner[:, axis, None] + torch.arange(size, device=images.device) for axis in (0, 1))
-    each = torch.arange(len(images), device=images.device)
-    return images.movedim(1, -1)[each[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
 
 
 def _unit(images: Tensor) -> Tensor:
