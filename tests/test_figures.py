@@ -17,6 +17,7 @@ from test_evaluation import frechet, write
 from mfkit.artifacts.safetensors_files import write_tensors
 from mfkit.data.npz import NpzImages
 from mfkit.data.order import spread_evenly
+from mfkit.evaluation.features import TimmSpace, timm_features
 from mfkit.evaluation.metrics.precision_recall import density_coverage
 from mfkit.evaluation.moments import MomentSums
 from mfkit.evaluation.reducers import group_of
@@ -214,6 +215,28 @@ def test_two_results_differ_by_more_than_noise_or_not(mfkit, tmp_path: Path) -> 
     failed(mfkit(f"{command.format('a').replace('real', 'b')} --against a.json"), 3, "against another reference")
     (tmp_path / "no.json").write_text("[]")
     failed(mfkit(f"{command.format('a')} --against no.json"), 3, "no.json")
+
+
+@pytest.mark.fast
+def test_spaces_of_fdr_see_pictures_as_its_code_does(tmp_path: Path) -> None:
+    """By timm itself, which fills up pictures for its patches; a picture of 250 pixels has 16 x 16 of 16."""
+    images = torch.randint(0, 256, (2, 3, 250, 250), dtype=torch.uint8)
+    for name, space, arguments in (
+        ("vit_tiny_patch16_224", TimmSpace("vit_tiny_patch16_224", 250, padded=256), dict(dynamic_img_pad=True)),
+        ("convnextv2_atto", TimmSpace("convnextv2_atto", 250, last_map=True), None),
+    ):
+        torch.manual_seed(0)
+        kwargs = dict(dynamic_img_size=True, **arguments) if arguments else {}
+        network = timm.create_model(name, num_classes=0, **kwargs).eval()
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+        expects = timm.data.resolve_model_data_config(network)
+        mean, std = (torch.tensor(expects[part]).view(3, 1, 1) for part in ("mean", "std"))
+        with torch.no_grad():
+            tokens = network.forward_features((images / 255 - mean) / std)
+        expected = tokens[:, 0] if tokens.ndim == 3 else tokens.mean((2, 3))
+        ours = timm_features(space, str(tmp_path / f"{name}.safetensors"))
+        assert torch.allclose(ours.of_images(images)["features"], expected, atol=1e-4)
+        assert torch.allclose(ours.differentiable(images / 255), expected, atol=1e-4)
 
 
 def test_names_of_metrics_and_of_features(mfkit, chain: Path) -> None:

@@ -25,24 +25,26 @@ Resize = Literal["auto", "clean", "legacy-tf"]
 
 
 @dataclass(frozen=True)
-class _TimmSpace:
-    """The pooled features of a network of timm."""
+class TimmSpace:
+    """The pooled features of a network of timm: what it does before its classifier."""
 
     model: str
     size: int = 224
-    """Side of its input, as FD-DINOv2 is defined."""
-    resize: int | None = None
-    """Side to which pictures are resized before they are cut to that, where it is another."""
+    """Side to which pictures are resized, as FD-DINOv2 is defined."""
+    padded: int | None = None
+    """Side to which they are filled up at the right and the bottom by the mean colour, so that patches divide it."""
+    last_map: bool = False
+    """Whether it is the mean of a convolutional network's last map instead, before the head's normalisation."""
 
 
-_NAMED = {
-    "dinov2": _TimmSpace("vit_large_patch14_dinov2.lvd142m", 252, 256),  # the whole patches of 256 pixels
-    "mae": _TimmSpace("vit_large_patch16_224.mae"),
-    "clip": _TimmSpace("vit_large_patch14_clip_224.openai"),
-    "siglip2": _TimmSpace("vit_so400m_patch14_siglip_224.v2_webli"),
-    "convnext": _TimmSpace("convnextv2_base.fcmae_ft_in22k_in1k"),
+NAMED_SPACES = {
+    "dinov2": TimmSpace("vit_large_patch14_dinov2.lvd142m", 256, padded=266),
+    "mae": TimmSpace("vit_large_patch16_224.mae"),
+    "clip": TimmSpace("vit_large_patch14_clip_224.openai", 256, padded=266),
+    "siglip2": TimmSpace("vit_so400m_patch16_siglip_256.v2_webli"),
+    "convnext": TimmSpace("convnextv2_base.fcmae_ft_in22k_in1k", last_map=True),
 }
-"""Short names, of the spaces of FDr (arXiv 2604.28190)."""
+"""Short names, of the spaces of FDr, with the sizes of its code (arXiv 2604.28190)."""
 PUBLISHED_VALIDATION = {
     "inception": 1.68, "convnext": 56.87, "dinov2": 14.19, "mae": 0.04, "siglip2": 0.60, "clip": 5.60,
 }  # fmt: skip
@@ -123,7 +125,8 @@ def open_features(request: FeatureRequest) -> FeatureExtractor:
     if name in EXTRACTORS:
         return EXTRACTORS[name](request)
     if not name.endswith(".safetensors"):
-        return _timm(request)
+        model = name.removeprefix("timm:")
+        return timm_features(NAMED_SPACES.get(model, TimmSpace(model)), request.features_weights)
     from mfkit.autoencoders.rae import RAEFile
 
     return rae_features(RAEFile.open(Path(local_copy(name))))
@@ -148,40 +151,40 @@ def rae_features(file: "RAEFile") -> FeatureExtractor:
     return FeatureExtractor(extract, ("features",), conditions, mean_token, image_size=size)
 
 
-def _timm(request: FeatureRequest) -> FeatureExtractor:
-    """What a network of timm pools, such as DINOv2's class token (FD-DINOv2, arXiv 2306.04675)."""
+def timm_features(space: TimmSpace, weights: str | None = None) -> FeatureExtractor:
+    """What a network of timm pools, such as DINOv2's class token (FD-DINOv2, arXiv 2306.04675).
+
+    :param weights: a local copy, or its place on the hub; None fetches the published ones.
+    """
     from mfkit.autoencoders.timm_encoder import TIMM
 
-    name, device = request.features.removeprefix("timm:"), processes().device
-    space = _NAMED.get(name, _TimmSpace(name))
-    weights = resolve(request.features_weights) if request.features_weights else None
-    encoder = TIMM.open_pooled(space.model, space.size, weights)
+    device, side = processes().device, space.padded or space.size
+    encoder = TIMM.open_pooled(space.model, side, resolve(weights) if weights else None)
     network = encoder.network.to(device).eval().requires_grad_(False)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (encoder.mean, encoder.std))
-    side = space.resize or space.size
-    resize = _pil_bicubic(side)
-
-    def prepare(image: Tensor) -> Tensor:
-        return resize(image)[:, : space.size, : space.size]
+    missing = side - space.size
 
     def pooled(images: Tensor) -> Tensor:
-        return network((images - shift) / scale).flatten(1).float()
+        inputs = F.pad((images - shift) / scale, (0, missing, 0, missing))
+        found = network.forward_features(inputs).mean((2, 3)) if space.last_map else network(inputs)
+        return found.flatten(1).float()
 
     @torch.no_grad()
     def extract(resized: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         return {"features": pooled(resized.to(device) / 255).cpu()}
 
     def differentiable(images: Tensor) -> Tensor:
-        return pooled(_antialiased_bicubic(images, side)[:, :, : space.size, : space.size])
+        return pooled(_antialiased_bicubic(images, space.size))
 
     digest = sha256()
     for value in network.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())
     conditions = {
-        "features": f"{space.model}, pooled", "features_digest": f"weights-sha256:{digest.hexdigest()}",
-        "resize": f"clean (PIL bicubic) to {side}" + ("" if side == space.size else f", cut to {space.size}"),
+        "features": f"{space.model}, " + ("mean of the last map" if space.last_map else "pooled"),
+        "features_digest": f"weights-sha256:{digest.hexdigest()}",
+        "resize": f"clean (PIL bicubic) to {space.size}" + (f", filled up to {side}" if missing else ""),
     }  # fmt: skip
-    return FeatureExtractor(extract, ("features",), conditions, differentiable, prepare)
+    return FeatureExtractor(extract, ("features",), conditions, differentiable, _pil_bicubic(space.size))
 
 
 def _inception(request: FeatureRequest) -> FeatureExtractor:
