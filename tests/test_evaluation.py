@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 import timm
 import torch
+from cleanfid.fid import kernel_distance as of_clean_fid
 from conftest import failed
 from PIL import Image
 from safetensors.torch import save_file
@@ -311,8 +312,11 @@ def test_kernel_distance_is_unbiased_and_that_of_the_definition() -> None:
     exact = sum(same) / (30 * 29) - 2 * np.mean(cross)
     assert kernel_distance(a, b) == pytest.approx(exact)  # every subset of 30 of 30 is all of them
     state = np.random.get_state()[1].copy()
-    kernel_distance(a, b)
+    many = random.normal(size=(1500, 8)), random.normal(size=(1200, 8)) + 0.1
+    ours = kernel_distance(*many)
     assert (np.random.get_state()[1] == state).all()
+    np.random.seed(0)
+    assert ours == pytest.approx(of_clean_fid(*many, num_subsets=100, max_subset_size=1000), rel=1e-9)
 
 
 def score_by_definition(rows: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import failed
+from live_bytes import peak_bytes
 
 from mfkit.evaluation.metrics.diversity import nearest_distances, within_class_variance
 from mfkit.evaluation.metrics.frechet import frechet_distance
@@ -47,6 +48,20 @@ def test_within_class_variance_ignores_differences_between_classes() -> None:
 
 
 @pytest.mark.fast
+def test_pixels_are_compared_a_part_at_a_time() -> None:
+    """Of bytes, as of numbers in [0, 1], without making numbers of all of them at once."""
+    images, real = (torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8) for count in (900, 1100))
+    labels = torch.arange(900) % 3
+    numbers = images.double().flatten(1) / 255
+    exact = torch.cdist(numbers, real.double().flatten(1) / 255).min(1).values / (3 * 256) ** 0.5
+    for a, b in ((images, real), (images.float() / 255, real.float() / 255)):
+        assert torch.allclose(nearest_distances(a, b).double(), exact, atol=1e-5)
+        variance = np.mean([float(numbers[labels == label].var(0).sum()) for label in range(3)])
+        assert within_class_variance(a, labels) == pytest.approx(variance, rel=1e-6)
+    held = peak_bytes(lambda: (nearest_distances(images, real), within_class_variance(images, labels)))
+    assert held < 4 * real.numel()
+
+
 def test_nearest_distances_find_copies() -> None:
     reference = torch.rand(600, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     images = torch.stack([reference[5], reference[7] + 0.01])

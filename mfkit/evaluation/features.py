@@ -160,7 +160,7 @@ def timm_features(space: TimmSpace, weights: str | None = None) -> FeatureExtrac
 
     device, side = processes().device, space.padded or space.size
     encoder = TIMM.open_pooled(space.model, side, resolve(weights) if weights else None)
-    network = encoder.network.to(device).eval().requires_grad_(False)
+    network: Any = encoder.network.to(device).eval().requires_grad_(False)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (encoder.mean, encoder.std))
     missing = side - space.size
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_IMAGES = 256
+"""Held as numbers at a time."""
+
 
 class Diversity(Metric):
     name = "diversity"
@@ -23,7 +26,7 @@ class Diversity(Metric):
     needs: ClassVar = {"pixels": "rows"}
 
     def compute(self, samples: ImageSet, reference: ImageSet) -> dict[str, Any]:
-        images, real = (side.rows("pixels").float() / 255 for side in (samples, reference))
+        images, real = (side.rows("pixels") for side in (samples, reference))
         if images.shape[1:] != real.shape[1:]:
             raise UsageError("--diversity compares pixels; the images are of unequal sizes")
         nearest = nearest_distances(images, real)
@@ -41,18 +44,26 @@ class Diversity(Metric):
 def within_class_variance(images: Tensor, labels: Tensor) -> float:
     """Mean over the classes of the pixels' variance, summed over pixels.
 
-    :param images: (N, ...) in [0, 1]. :param labels: (N,); classes of a single image do not count.
+    :param images: (N, ...) in [0, 1], or uint8 in [0, 255].
+    :param labels: (N,); classes of a single image do not count.
     """
-    import torch
+    classes = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+    variances = [_variance(images, places) for places in classes if len(places) > 1]
+    return sum(variances) / len(variances) if variances else float("nan")
 
-    flat = images.flatten(1).double()
-    groups = [flat[labels == label] for label in labels.unique()]
-    variances = [group.var(0).sum() for group in groups if len(group) > 1]
-    return float(torch.stack(variances).mean()) if variances else float("nan")
+
+def _variance(images: Tensor, places: Tensor) -> float:
+    """Of the images at these places, summed over pixels; a part of them is held at a time."""
+    parts = places.split(_IMAGES)
+    mean = sum(_unit(images[part]).double().sum(0) for part in parts) / len(places)
+    return float(sum((_unit(images[part]).double() - mean).square().sum() for part in parts)) / (len(places) - 1)
 
 
 def nearest_distances(images: Tensor, reference: Tensor) -> Tensor:
-    """(N,) the distance of each image to the nearest reference image: root mean square over pixels, in [0, 1]."""
+    """(N,) the distance of each image to the nearest reference image: root mean square over pixels, in [0, 1].
+
+    :param images: (N, ...) in [0, 1], or uint8 in [0, 255], as ``reference``.
+    """
     return _nearest(images, reference)[0]
 
 
@@ -64,6 +75,20 @@ def nearest_indices(images: Tensor, reference: Tensor) -> Tensor:
 def _nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
-    flat, others = images.flatten(1).float(), reference.flatten(1).float()
-    distances, indices = zip(*(torch.cdist(part, others).min(1) for part in flat.split(256)), strict=True)
-    return torch.cat(distances) / flat.shape[1] ** 0.5, torch.cat(indices)
+    distances, indices = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.long)
+    for first in range(0, len(images), _IMAGES):
+        part, rows = _unit(images[first : first + _IMAGES]), slice(first, first + _IMAGES)
+        for begin in range(0, len(reference), _IMAGES):
+            found, places = torch.cdist(part, _unit(reference[begin : begin + _IMAGES])).min(1)
+            closer = found < distances[rows]
+            distances[rows] = torch.where(closer, found, distances[rows])
+            indices[rows] = torch.where(closer, places + begin, indices[rows])
+    return distances / images[0].numel() ** 0.5, indices
+
+
+def _unit(images: Tensor) -> Tensor:
+    """(N, pixels) float32 in [0, 1]."""
+    import torch
+
+    flat = images.flatten(1)
+    return flat.float() / 255 if flat.dtype == torch.uint8 else flat.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mfkit.errors import InputError
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from mfkit.evaluation.image_set import ImageSet
 
 _NEIGHBOURS, _PRDC_NEIGHBOURS = 3, 5
-_ROWS = 1024
-"""Rows of a distance matrix held at a time."""
+_DISTANCES = 2**26
+"""Of a distance matrix held at a time."""
 
 
 class PrecisionRecall(Metric):
@@ -57,7 +58,7 @@ def density_coverage(samples: Tensor, reference: Tensor, neighbours: int) -> tup
 
     radii = _radii(reference, neighbours)
     counts = torch.zeros(len(reference), dtype=torch.float64)
-    for part in samples.split(_ROWS):
+    for part in _parts(samples, reference):
         counts += (torch.cdist(part, reference) <= radii).double().sum(0)
     return float(counts.sum() / (neighbours * len(samples))), float((counts > 0).double().mean())
 
@@ -77,7 +78,7 @@ def _share_within(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     import torch
 
     radii = _radii(manifold, neighbours)
-    inside = [(torch.cdist(part, manifold) <= radii).any(1) for part in points.split(_ROWS)]
+    inside = [(torch.cdist(part, manifold) <= radii).any(1) for part in _parts(points, manifold)]
     return float(torch.cat(inside).double().mean())
 
 
@@ -86,4 +87,10 @@ def _radii(points: Tensor, neighbours: int) -> Tensor:
     import torch
 
     # The nearest of all is the point itself.
-    return torch.cat([torch.cdist(part, points).kthvalue(neighbours + 1).values for part in points.split(_ROWS)])
+    parts = _parts(points, points)
+    return torch.cat([torch.cdist(part, points).kthvalue(neighbours + 1).values for part in parts])
+
+
+def _parts(points: Tensor, others: Tensor) -> Sequence[Tensor]:
+    """Rows whose distances to all others are held at a time."""
+    return points.split(max(1, _DISTANCES // len(others)))
