@@ -98,6 +98,18 @@ def test_the_rows_of_the_grid_are_what_they_say(place: Path, mfkit, chain: Path)
         assert np.abs(tile.astype(int) - drawn[column]).max() <= 1
 
 
+def test_real_images_are_of_their_class(mfkit, place: Path, tmp_path: Path) -> None:
+    """Of more than are read, one class after the other; none of the last."""
+    images, labels = np.zeros((2400, 32, 32, 3), np.uint8), np.arange(2400) // 300
+    images[:] = (25 * labels)[:, None, None, None]
+    np.savez(tmp_path / "sorted.npz", arr_0=images, arr_1=labels)
+    assert mfkit(f"report {place}/run -o page.html --images sorted.npz").code == 0
+    _, grid = Page((tmp_path / "page.html").read_text()).pictures()[0]
+    pixels = np.asarray(grid.convert("RGB"))
+    shades = [int(pixels[33, column * 66 + 33, 0]) for column in range(10)]
+    assert shades == [*(25 * label for label in range(8)), 255, 255]
+
+
 def test_nothing_on_the_page_can_run_or_be_fetched(place: Path) -> None:
     text = (place / "page.html").read_text()
     page = Page(text)

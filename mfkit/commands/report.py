@@ -40,6 +40,9 @@ def report(
             "[default: the teacher's under the same conditions]",
         ),
     ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Real images.  [default: the recorded ones]", metavar="IMAGES")
+    ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Have no network draw for it.")] = False,
     overwrite: options.Overwrite = False,
 ) -> str:
@@ -51,5 +54,5 @@ def report(
     from mfkit.reporting.page import write_report
 
     return write_report(
-        runs, output, targets=dict(map(_target, target or [])), drawn=not no_images, overwrite=overwrite
+        runs, output, targets=dict(map(_target, target or [])), images=images, drawn=not no_images, overwrite=overwrite
     )

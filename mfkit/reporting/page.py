@@ -67,11 +67,18 @@ class _Section:
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, *, targets: Mapping[str, float], drawn: bool, overwrite: bool
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    targets: Mapping[str, float],
+    images: str | None,
+    drawn: bool,
+    overwrite: bool,
 ) -> str:
     """Writes the page. What a file says becomes text in it, whatever it says.
 
-    :param targets: see :func:`rows_of_figures`. :param drawn: whether the networks draw for it.
+    :param targets: see :func:`rows_of_figures`. :param images: the real ones, where the runs do not name them.
+    :param drawn: whether the networks draw for it.
     :returns: the line for standard output.
     :raises InputError: a folder holds nothing that mfkit wrote. :raises UsageError: a target is of no file there.
     """
@@ -81,18 +88,18 @@ def write_report(
         text = page.render(
             title=runs[0].folder.resolve().name if len(runs) == 1 else f"{len(runs)} runs",
             version=version("mfkit"), heads=HEADS, figures=rows_of_figures(runs, targets),
-            runs=[_section(run, drawn) for run in runs],
+            runs=[_section(run, images, drawn) for run in runs],
             box_width=chain.WIDTH, box_height=chain.HEIGHT,
         )  # fmt: skip
         write_text(output, text)
     return str(output)
 
 
-def _section(run: Run, drawn: bool) -> _Section:
+def _section(run: Run, images: str | None, drawn: bool) -> _Section:
     notes = [f"Not read: {reason}" for reason in run.unread]
     grid = None
     if drawn:
-        found = list(rows(run))
+        found = list(rows(run, images))
         notes += [one for one in found if isinstance(one, str)]
         grid = _grid([one for one in found if isinstance(one, Row)])
     pictures = []

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from mfkit.artifacts.artifact import Artifact
 from mfkit.autoencoders.files import autoencoder_of
-from mfkit.data.images import recorded_images
+from mfkit.data.images import open_images, recorded_images
 from mfkit.data.loader import all_batches
+from mfkit.data.stream import StreamDataset
 from mfkit.errors import MfkitError
+from mfkit.evaluation.image_set import subset
 from mfkit.evaluation.metrics.diversity import nearest_indices
 from mfkit.inference.painter import Painter
 from mfkit.reporting.run import Run
@@ -31,10 +33,13 @@ class Row:
 
 
 @torch.no_grad()
-def rows(run: Run) -> Iterator[Row | str]:
-    """Real images, reconstructions, teachers, students and the real ones nearest to theirs; or why some are missing."""
+def rows(run: Run, images: str | None = None) -> Iterator[Row | str]:
+    """Real images, reconstructions, teachers, students and the real ones nearest to theirs; or why some are missing.
+
+    :param images: the real ones; None is those that the run's latents are recorded to be of.
+    """
     try:
-        real = _Real.of(run)
+        real = _Real.of(run, images)
     except MfkitError as error:
         yield f"Without real images: {error}"
         real = None
@@ -75,14 +80,17 @@ class _Real:
         self.images, self._labels, self.shown = images, labels, False
 
     @classmethod
-    def of(cls, run: Run) -> "_Real | None":
+    def of(cls, run: Run, location: str | None) -> "_Real | None":
         """:raises MfkitError: they are not where they are said to be."""
         latents: list[Artifact] = list(run.of_kind("latents").values())
         if not latents:
             return None
         size = autoencoder_of(latents[0], None).image_size
         images, labels = [], []
-        for batch in all_batches(recorded_images(latents[0], size, "--images"), 500):
+        found = open_images(location, size) if location else recorded_images(latents[0], size, "--images")
+        if not isinstance(found, StreamDataset):
+            found = subset(found, min(_READ, len(found)))  # of every class, where these come one after the other
+        for batch in all_batches(found, 500):
             images.append(batch.columns["image"].float() / 255)
             labels.append(batch.columns["label"])
             if sum(map(len, images)) >= _READ:
@@ -90,10 +98,11 @@ class _Real:
         return cls(torch.cat(images), torch.cat(labels))
 
     def rows(self, painter: Painter) -> Iterator[Row]:
-        """One of each class, as it is and as it is decoded."""
+        """One of each class, as it is and as it is decoded; white where there is none of it."""
         self.shown = True
         first = [(self._labels == label).nonzero()[:1, 0] for label in _labels(painter)]
-        chosen = self.images[torch.cat([one if len(one) else torch.zeros(1, dtype=torch.long) for one in first])]
+        white = torch.ones_like(self.images[:1])
+        chosen = torch.cat([self.images[one] if len(one) else white for one in first])
         yield Row("real", chosen)
         again = painter.autoencoder
         yield Row("real, encoded and decoded", again.decode(again.encode(chosen.to(processes().device))).cpu())
