@@ -91,6 +91,11 @@ def test_guided_samples_trajectories_and_students(mfkit, chain: Path) -> None:
     assert mfkit(f"{distill} -o guided.safetensors {flags}").code == 0
     losses = [Path(f"{name}.log.jsonl").read_text().splitlines()[0] for name in ("plain", "guided")]
     assert json.loads(losses[0])["loss"] != json.loads(losses[1])["loss"]
+    done = mfkit(f"export guided.safetensors -o pipeline --rae {chain}/rae.safetensors")
+    assert done.code == 0, done.err
+    assert "Its teacher was guided, W = 30 in [0.1, 0.9]." in Path("pipeline/README.md").read_text()
+    student = open_artifact(Path("guided.safetensors"))
+    assert all(record.settings for record in student.provenance.history.values() if record.command)
 
 
 @pytest.mark.fast

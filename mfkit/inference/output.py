@@ -67,6 +67,11 @@ class Job(ABC):
         :param records: what all processes wrote; None for a stream, which is described before it is computed.
         """
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the record of the output says: all that it depends on."""
+        return {name: value for name, value in self.resume_key.items() if name != "class_names"}
+
     def skipped(self, shard: int) -> Mapping[int, str]:
         """Why samples are missing from a shard, by their index."""
         return {}
@@ -79,7 +84,7 @@ class Job(ABC):
 
 def write_stream(job: Job) -> None:
     """One tar on standard output."""
-    provenance = record_provenance(Path.cwd(), job.inputs, seed=job.seed)
+    provenance = record_provenance(Path.cwd(), job.inputs, seed=job.seed, settings=job.settings)
 
     def write(results: Iterator[Result]) -> None:
         samples = (sample for _, packed in _packed(job, results) for sample in packed)
@@ -109,7 +114,8 @@ def write_folder(job: Job, folder: Path, *, overwrite: bool, as_images: list[str
         in_background(write, job.results(writer.is_mine))
         records = writer.records()
         config = job.describe(records)
-        writer.finish(job.kind, config, record_provenance(folder, job.inputs, seed=job.seed), records)
+        provenance = record_provenance(folder, job.inputs, seed=job.seed, settings=job.settings)
+        writer.finish(job.kind, config, provenance, records)
     job.report_skipped()
 
 

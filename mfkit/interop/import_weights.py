@@ -1,6 +1,6 @@
 """import: weights that others released, as files that describe themselves."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,9 @@ def import_weights(source: str, output: Path, request: ImportRequest, *, overwri
     with exclusive_output(output, overwrite=overwrite, suffix=".safetensors", inputs=[path]):
         imported = _from_diffusers(path, request) if path.is_dir() else _from_file(path, request)
         config = imported.config | ({"preset": request.preset} if request.preset else {})
-        provenance = record_provenance(output.parent, imported.inputs, seed=None)
+        given = {name: value for name, value in asdict(request).items() if value is not None}
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        provenance = record_provenance(output.parent, imported.inputs, seed=None, settings=settings)
         if isinstance(imported.network, RAE):
             save_rae(output, imported.network, config, provenance)
         else:

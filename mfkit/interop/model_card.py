@@ -99,7 +99,7 @@ def model_card(
         f"# One-step images of {len(class_names)} classes, {image_size} x {image_size}",
         "A mean-flow student (MF-RAE, [arXiv 2511.13019](https://arxiv.org/abs/2511.13019)) of "
         f"{parameters / 1e6:.1f} million parameters on latents of {channels} x {height} x {width}, and their decoder. "
-        "One evaluation of the network makes an image, without guidance.",
+        "One evaluation of the network makes an image, without guidance." + _guided(records),
         "It loads where [diffusers](https://github.com/huggingface/diffusers) is installed, by code that is here:\n\n"
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
         'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)\n'
@@ -160,6 +160,18 @@ def _images(records: list[Record]) -> str:
     entries = [entry for record in records for entry in record.inputs.values() if entry.kind == "images"]
     lines = {f"- `{entry.path or 'a stream'}` ({entry.digest[:23]}…)" for entry in entries}
     return "\n".join(sorted(lines)) if lines else "Not recorded: the weights were imported."
+
+
+def _guided(records: list[Record]) -> str:
+    """How the teacher was guided that it was made by, as trajectories and distillation record it; empty if not."""
+    found = []
+    for settings in (record.settings for record in records):
+        own = settings.get("guidance")
+        said = own if isinstance(own, dict) else {"weight": own, "interval": settings.get("guidance_interval")}
+        weight, interval = said.get("weight"), said.get("interval")
+        if isinstance(weight, int | float) and weight != 1 and isinstance(interval, list):
+            found.append(f"W = {weight:g} in {[one for one in interval if isinstance(one, int | float)]}")
+    return f" Its teacher was guided, {', '.join(dict.fromkeys(found))}." if found else ""
 
 
 def _trained_by(spaces: list[dict[str, Any]]) -> str:

@@ -88,9 +88,9 @@ class _Real:
         size = autoencoder_of(latents[0], None).image_size
         images, labels = [], []
         found = open_images(location, size) if location else recorded_images(latents[0], size, "--images")
-        if not isinstance(found, StreamDataset):
-            found = subset(found, min(_READ, len(found)))  # of every class, where these come one after the other
-        for batch in all_batches(found, 500):
+        # Of every class, where these come one after the other.
+        some = found if isinstance(found, StreamDataset) else subset(found, min(_READ, len(found)))
+        for batch in all_batches(some, 500):
             images.append(batch.columns["image"].float() / 255)
             labels.append(batch.columns["label"])
             if sum(map(len, images)) >= _READ:
