@@ -225,7 +225,10 @@ def test_reference_batches_as_adm_publishes_them(
     failed(mfkit(f"{command} adm.npz --resize clean"), 2, "do not say their resize", "--force")
     forced = json.loads(mfkit(f"{command} adm.npz --resize clean --force").out)
     assert forced["resize"] == "clean" and forced["frechet_distance"] != pytest.approx(expected, rel=1e-5)
-    assert json.loads(mfkit(f"{command} many.npz").out)["resize"] == "clean"
+    failed(mfkit(f"{command} adm.npz --resize clean --force --save-stats s.npz"), 2, "with a resize of others")
+    assert json.loads(mfkit(f"{command} many.npz --save-stats mine.npz").out)["resize"] == "clean"
+    mixed = json.loads(mfkit(f"{command} adm.npz --reference mine.npz").out)
+    assert mixed["resize"] == "legacy-tf" and mixed["frechet_distance"] == pytest.approx(expected, rel=1e-5)
     both = json.loads(mfkit(f"{command} adm.npz --precision-recall").out)  # by the images, where statistics do not do
     assert both["reference"]["images_seen"] == 10 and both["frechet_distance"] == pytest.approx(expected, rel=1e-5)
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(8), sigma=np.eye(8))

@@ -217,6 +217,17 @@ def test_micro_batches_do_what_a_whole_batch_does(chain: Path, tmp_path: Path, m
             assert [line[value] for line in found] == pytest.approx([line[value] for line in lines], rel=1e-3)
 
 
+def test_numbers_that_are_not_finite(chain: Path, tmp_path: Path, mfkit) -> None:
+    """Of the latents an error, of the student a divergence as everywhere."""
+    bootstrap = f"bootstrap --init {chain}/cmt.safetensors --objective frechet --moment-samples 40 --batch-size 20"
+    diverging = f"{bootstrap} --steps 6 --learning-rate 1e30 --max-grad-norm 0 -o d.safetensors"
+    failed(mfkit(diverging), 5, "not finite")
+    assert (tmp_path / "d.diverged.safetensors").exists()
+    moments = torch.full((3,), torch.nan, dtype=torch.float64)
+    root = torch.eye(3, dtype=torch.float64)
+    assert squared_distance(moments, root * torch.inf, moments, root).isnan()
+
+
 def test_stopped_and_resumed_to_the_same_bytes(chain: Path, tmp_path: Path) -> None:
     """With the moments, which are in the checkpoint; and drifting, with its groups."""
     common = f"--init {chain}/cmt.safetensors --steps 8 --save-every 1 --log-every 1"

@@ -82,7 +82,7 @@ def export(
     from mfkit.interop.export import export_pipeline
 
     named = [name for name in variants.split(",") if name]
-    done = export_pipeline(exported, output, fid=fid, variants=named, license=license, overwrite=overwrite)
+    done = export_pipeline(exported, output, fid=fid, variants=named, license=license, overwrite=overwrite, repo=push)
     if push:
         from mfkit.formats.hub import upload
 

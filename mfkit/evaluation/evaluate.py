@@ -105,6 +105,8 @@ def evaluate(samples: str, references: Sequence[str], asked: Evaluation) -> dict
     result |= {"samples": first.samples.conditions, "reference": first.reference.conditions}
     if asked.save_stats:
         real = first.reference
+        if asked.force and real.statistics:
+            raise UsageError("--save-stats: statistics that --force compares would be written with a resize of others")
         of = {name: real.moments(name) for name in SUFFIXES if real.has_moments(name)}
         write_statistics(asked.save_stats, of, first.extractor.conditions | {"of": real.conditions})
     if before:
@@ -122,7 +124,7 @@ def _resize(request: FeatureRequest, statistics: Mapping[str, Statistics], *, fo
     said = {str(found.conditions.get("resize", "legacy-tf")) for found in statistics.values() if found.of_inception}
     unsaid = [location for location, found in statistics.items() if found.of_inception and not found.conditions]
     if request.resize == "auto":
-        return said.pop() if len(said) == 1 else "clean"
+        return "legacy-tf" if unsaid else said.pop() if len(said) == 1 else "clean"
     if unsaid and request.resize == "clean" and not force:
         raise UsageError(
             f"{unsaid[0]} holds statistics that do not say their resize, as ADM's, which were by legacy-tf: --resize "

@@ -44,13 +44,14 @@ _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export_pipeline(
-    exported: Exported, folder: Path, *, fid: Path | None, variants: Sequence[str], license: str | None, overwrite: bool
-) -> str:
+    exported: Exported, folder: Path, *, fid: Path | None, variants: Sequence[str], license: str | None,
+    overwrite: bool, repo: str | None = None,
+) -> str:  # fmt: skip
     """Writes ``folder``, for diffusers' ``DiffusionPipeline.from_pretrained`` with ``trust_remote_code=True``.
 
     :param fid: what ``mfkit fid`` printed for this student's images, for the model card.
     :param variants: half precisions of the weights beside float32.
-    :param license: for the model card, as the hub names it.
+    :param license: for the model card, as the hub names it. :param repo: where the folder will lie on the hub.
     :returns: the line for standard output.
     """
     student = exported.student
@@ -65,7 +66,8 @@ def export_pipeline(
     names = {str(index): name for index, name in enumerate(student.description.class_names)}
     scheduler = FlowMapEulerDiscreteScheduler(shift=1.0)
     pipeline = MeanFlowPipeline(transformer.eval(), decoder.eval(), scheduler, names)
-    card = model_card(student, parameter_count(exported.network), exported.autoencoder.config, evaluation, license)
+    size, place = parameter_count(exported.network), repo or folder.name
+    card = model_card(student, size, exported.autoencoder.config, evaluation, license, place)
     with _atomic_folder(folder, overwrite) as partial:
         _save(pipeline, partial, variants)
         _describe(exported, pipeline, partial)

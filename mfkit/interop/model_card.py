@@ -77,13 +77,14 @@ class Measured(Space):
 
 
 def model_card(
-    student: GeneratorFile, parameters: int, autoencoder: Any, evaluation: Measured | None, license: str | None
-) -> str:
+    student: GeneratorFile, parameters: int, autoencoder: Any, evaluation: Measured | None, license: str | None,
+    place: str,
+) -> str:  # fmt: skip
     """Markdown, with the hub's header; it shows ``grid.png``, which lies beside it.
 
     :param autoencoder: its config.
     :param evaluation: what ``mfkit fid`` printed for images of this student; None where nothing was measured.
-    :param license: as the hub names it; None where none is given.
+    :param license: as the hub names it; None where none is given. :param place: what diffusers loads it by.
     """
     records, image_size = command_chain(student.artifact), autoencoder.image_size
     header = ModelCardData(
@@ -102,7 +103,7 @@ def model_card(
         "One evaluation of the network makes an image, without guidance." + _guided(records),
         "It loads where [diffusers](https://github.com/huggingface/diffusers) is installed, by code that is here:\n\n"
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)\n'
+        f'pipeline = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)\n'
         "image = pipeline(class_labels=[0], num_inference_steps=1).images[0]\n```",
         "![Images of each class, in one evaluation](grid.png)",
         "## Licence\n\n" + (license or "None is given. Ask whoever made this before you use it or pass it on."),

@@ -36,10 +36,12 @@ def curves_png(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        values = []
         for run, lines in logs.items():
             with_it = [line for line in lines if name in line]
             axes.plot([line["step"] for line in with_it], [line[name] for line in with_it], label=run)
-        axes.set(title=title, xlabel="step", yscale="log")
+            values += [line[name] for line in with_it]
+        axes.set(title=title, xlabel="step", yscale="log" if min(values) > 0 else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     held = BytesIO()

@@ -174,4 +174,6 @@ def _latent_moments(
         whole = reduce(total, "sum")
         mean = whole[0] / rows
         found[view] = mean, (whole[1:] - rows * torch.outer(mean, mean)) / (rows - 1)
+        if not whole.isfinite().all():
+            raise InputError(f"{data.artifact.path} holds numbers that are not finite")
     return found

@@ -236,11 +236,14 @@ def symmetric_root(covariance: Tensor) -> Tensor:
 def squared_distance(mean: Tensor, covariance: Tensor, reference_mean: Tensor, reference_root: Tensor) -> Tensor:
     """(), the Fréchet distance of moments to a reference's, of whose covariance R^2 it takes the root R.
 
-    The trace of (R^2 C)^(1/2) is the sum of the roots of the eigenvalues of R C R, which is symmetric.
+    The trace of (R^2 C)^(1/2) is the sum of the roots of the eigenvalues of R C R, which is symmetric. It is NaN where
+    that is not finite.
     """
     import torch
 
     inner = reference_root @ covariance @ reference_root
+    if not inner.isfinite().all():
+        return inner.sum() * torch.nan
     values = torch.linalg.eigvalsh((inner + inner.T) / 2)
     cross = values.clamp(min=_LEAST * float(inner.detach().trace())).sqrt().sum()
     gap = mean - reference_mean
