@@ -60,10 +60,10 @@ MODELS = {
     "drifting-token-latent": "drifting, token field, whole latent",
     "drifting-sinkhorn-token": "drifting, Sinkhorn, per token",
     "drifting-sinkhorn-latent": "drifting, Sinkhorn, whole latent",
-    "frechet-mean-token": "Fréchet, mean token",
-    "frechet-latent": "Fréchet, whole latent",
+    "frechet-mean-token": "Fréchet, mean token (trains on RAE)",
+    "frechet-latent": "Fréchet, whole latent (trains on RAE)",
     "frechet-rae": "Fréchet, picture encoded again (trains on RAE)",
-    "drifting-then-frechet": "drifting, then Fréchet (mean token)",
+    "drifting-then-frechet": "drifting, then Fréchet (mean token; trains on RAE)",
 }
 MODELS |= {name: f"{MODELS[name]} (experimental)" for name, kind in OBJECTIVES.items() if kind.experimental}
 """By model, or MODEL@EVALUATIONS where that is neither one of a student nor 50 of a teacher."""

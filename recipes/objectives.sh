@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Which objective? From the same mid-trained student of the digits, each for the same time, on three seeds.
 #
-#   recipes/objectives.sh [OUT] [PART...]     default: runs/objectives, all parts: distributions flow_maps
+#   recipes/objectives.sh [OUT] [PART...]     default: runs/objectives distributions
 #
 # distributions: mean flow, drifting and Fréchet; flow_maps: the siblings of mean flow, longer mid-training, reflow.
 # BUDGET: seconds of training for each (120) on half of the cores, start-up aside; two are trained at a time. SEEDS:
@@ -94,7 +94,7 @@ flow_maps() {
     side_by_side mid_training straight
 }
 
-[ $# -gt 0 ] || set -- distributions flow_maps
+[ $# -gt 0 ] || set -- distributions
 for part; do
     [[ $part == distributions || $part == flow_maps ]] || { echo "no part $part: distributions or flow_maps" >&2; exit 2; }
 done

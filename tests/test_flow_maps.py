@@ -6,6 +6,7 @@ the velocity is known too, and is not linear in z; its flow is solved in fine st
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -234,6 +235,33 @@ def test_short_intervals_first_weighs_one_in_the_mean(name: str, shift: float) -
     assert weight is not None and weight[found.r < found.t].mean() == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.fast
+def test_weights_of_an_interval_by_hand() -> None:
+    p = points(progress=0.25)
+    p = replace(p, r=torch.full_like(p.t, 0.2), t=torch.full_like(p.t, 0.7))
+    for name, expected in (
+        ("temf", 1 / (1.25 * 1.25**0.5)),
+        ("tim", 1 / (math.tan(0.7) - math.tan(0.2) + 1) ** 0.5),
+        ("facm", math.sin(0.35 * math.pi)),
+        ("short-first", 0.25 + 0.75 * 0.5 / (2 / 3)),
+    ):
+        weight = MeanFlow(interval_weight=name).weight(p)
+        assert weight is not None and weight.tolist() == pytest.approx(6 * [expected]), name
+    assert MeanFlow().weight(p) is None
+
+
+@pytest.mark.fast
+def test_shares_are_drawn_and_shrink_as_stated() -> None:
+    tim = objective("tim")
+    found = tim.points(Models(exact, exact), samples(tim, "bootstrap", 8000))
+    longer = found.r < found.t
+    assert longer.double().mean() == 0.5 and (found.r[longer] == 0).double().mean() == pytest.approx(0.2, abs=0.02)
+    alphaflow = objective("alphaflow")
+    assert isinstance(alphaflow, IntervalSplit)
+    share = alphaflow.share(torch.tensor([0.0, 0.5, 1.0]), torch.ones(3))
+    assert share.tolist() == pytest.approx([1, 0.5025, 0.005], abs=1e-5)
+
+
 OTHERS = [
     (CMT(pairs=3), "midtrain"), (CTM(pairs=3), "midtrain"), (IMM(), "bootstrap"),
     (Drifting(generated=4, extra=6, real=5), "bootstrap"),
@@ -352,15 +380,16 @@ def test_the_loss_on_v_of_imf_has_the_gradient_of_mean_flow_along_its_own_tangen
 
 
 @pytest.mark.fast
-def test_scm_is_mean_flow_at_r_0_whose_error_is_normalised() -> None:
-    p = points()
+@pytest.mark.parametrize(("progress", "warm"), [(0.0, 0.0), (0.05, 0.5), (1.0, 1.0)])
+def test_scm_is_mean_flow_at_r_0_whose_error_is_normalised(progress: float, warm: float) -> None:
+    p = points(progress)
     p = replace(p, r=torch.zeros_like(p.t), longer=torch.arange(6))
 
     def published(network: Scaled) -> Tensor:
         with torch.no_grad():
             ones = torch.ones_like(p.t)
             u, slope = torch.func.jvp(lambda z, t: network(z, p.r, t, p.y), (p.z, p.t), (p.v, ones))
-            g = u - p.v + expand_to(p.t, u) * slope
+            g = u - p.v + warm * expand_to(p.t, u) * slope
             g = g / expand_to(g.square().flatten(1).mean(1).sqrt() + 0.1, g)
         return (network(p.z, p.r, p.t, p.y) - u + g).square().flatten(1).sum(1).mean()
 
@@ -405,19 +434,33 @@ def test_a_bounded_correction_moves_u_by_the_bound_at_most() -> None:
     assert torch.allclose(moved[p.r == p.t], (wrong(p.z, p.r, p.t, p.y) - p.v)[p.r == p.t])
 
 
-def trajectory_batch(states: int = 6) -> Batch:
+def trajectory_batch(states: int = 6, average: Callable[..., Tensor] = exact) -> Batch:
     z = torch.randn(5, 2, 2, 2, dtype=torch.float64)
     times = torch.linspace(1, 0, states, dtype=torch.float64).expand(5, -1)
     y = torch.zeros(5, dtype=torch.long)
-    stored = torch.stack([z - expand_to(1 - t, z) * exact(z, t, torch.ones_like(t), y) for t in times.T], 1)
+    stored = torch.stack([z - expand_to(1 - t, z) * average(z, t, torch.ones_like(t), y) for t in times.T], 1)
     draws = Draws(0, "midtrain", range(5))
     return Batch({"states": stored, "times": times}, y, range(5), torch.zeros(5), draws, 1.0, (2, 2, 2))
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("flow", FLOWS)
+def test_noise_alone_is_enough_for_the_average_velocity(flow: str) -> None:
+    """FreeFlow's points, t = 1 and no velocity of theirs."""
+    of, p, loss = FLOWS[flow], points(), objective("freeflow", arrival_step=2e-3)
+    p = replace(p, t=torch.ones_like(p.t), v=torch.zeros_like(p.z), longer=torch.arange(6))
+    given = Models(of.average, of.average, of.velocity)
+    assert float(loss.loss(given, p).mse) ** 0.5 < 1e-3
+    other = partial(wrong, of=of.average)
+    assert float(loss.loss(Models(other, other, of.velocity), p).mse) ** 0.5 > 1e-2
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("loss", [CMT(pairs=8), CTM(pairs=8)], ids=lambda loss: loss.name)
-def test_losses_on_trajectories_vanish_for_their_flow(loss: CMT) -> None:
-    batch = trajectory_batch()
+def test_losses_on_trajectories_vanish_for_their_flow(loss: CMT, flow: str) -> None:
+    exact = FLOWS[flow].average
+    batch = trajectory_batch(average=exact)
     batch.data["states"] = batch.data["states"].float()
     batch = replace(batch, data={name: value.double() for name, value in batch.data.items()})
     assert float(loss(Models(exact, exact), batch).mse) < 1e-10

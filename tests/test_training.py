@@ -72,6 +72,15 @@ def test_presets_hold_the_published_figures(preset, stage, expected) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("preset", ["imagenet256", "imagenet512"])
+def test_drifting_has_the_published_figures(preset) -> None:
+    settings, drifting = presets.resolve_training("bootstrap", preset, {"objective": "drifting"})
+    assert (settings.steps, settings.learning_rate, settings.final_learning_rate) == (10_000, 3e-5, 3e-7)
+    assert (settings.ema, settings.ema_warmup, settings.batch_size) == ((0.9995,), 1000, 32 * 64)
+    assert (drifting.generated, drifting.extra, drifting.real, drifting.field) == (64, 192, 256, "token")
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_a_preset_names_settings_that_its_commands_have(preset: str) -> None:
     """A misspelt name would be left unread."""

@@ -1,5 +1,6 @@
 """The training of a generator, teacher or student: one for all stages; the objective and the velocity differ."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -34,6 +35,8 @@ from mfkit.runtime.seeding import seeded
 from mfkit.training.product import produce
 from mfkit.training.sample_grid import draw_sample_grid
 from mfkit.training.task import LossFunction, RunOptions, Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,8 @@ def train_generator(
     if settings.fid_every and not options.dry_run:
         from mfkit.training.measure import Measure  # timm takes seconds to import
 
+        if trained_spaces:
+            logger.warning("--fid-every measures by the RAE's encoder, whose features this student was trained by")
         measure = Measure(network, shift, inputs, settings, options.output, save_as_it_is)
 
     def tasks() -> Iterator[Task]:

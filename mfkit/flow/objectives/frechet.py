@@ -42,7 +42,7 @@ class Frechet(CoupledObjective):
 
     heading: ClassVar[str] = "Fréchet distance"
     name: ClassVar[str] = "frechet"
-    summary: ClassVar[str] = "Fréchet distance of feature moments (FD-loss, arXiv 2604.28190)"
+    summary: ClassVar[str] = "Fréchet distance of moments (FD-loss, arXiv 2604.28190); besides what the features cost"
     stages: ClassVar[tuple[Stage, ...]] = ("bootstrap",)
     reads: ClassVar[DataKind | None] = None
     coupling: ClassVar[Coupling] = "step"
