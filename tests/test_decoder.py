@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import failed, stopped_once
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor
 
 import mfkit as package
@@ -31,7 +33,7 @@ def lines(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_lpips_by_torchmetrics(tmp_path: Path) -> None:
+def test_lpips_by_torchmetrics(mfkit, tmp_path: Path) -> None:
     """With VGG's layers at random, and the published weights of their differences."""
     pytest.importorskip("torchmetrics")
     from torchmetrics.functional.image.lpips import _LPIPS
@@ -50,6 +52,9 @@ def test_lpips_by_torchmetrics(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs(one, other, normalize=True).flatten()
         assert torch.allclose(ours(one, other), expected, rtol=1e-4) and ours(one, one).abs().max() < 1e-6
+    train = TRAIN.format("sharp").replace("--steps 8 --batch-size 16", "--steps 1 --batch-size 4")
+    assert mfkit(f"{train} --perceptual vgg.pth").code == 0
+    assert lines(tmp_path / "sharp.log.jsonl")[0]["perceptual"] > 0
 
 
 def discriminator() -> Discriminator:
@@ -107,6 +112,20 @@ def test_the_discriminator_starts_first_and_learns(mfkit, tmp_path: Path) -> Non
     early, late = (sum(line["discriminator"] for line in part) / 5 for part in (found[10:15], found[15:20]))
     assert late < early  # as long as the decoder does not answer
     assert mfkit("plot a.log.jsonl -o curves.png").code == 0
+
+
+def test_a_discriminator_on_a_network_from_a_file(mfkit, tmp_path: Path) -> None:
+    """In the layout of timm's hub; pictures of 32 pixels are seen at the size that it was made for."""
+    torch.manual_seed(0)
+    sizes = dict(embed_dim=24, depth=4, num_heads=3)
+    trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes)
+    save_for_hf(trunk, tmp_path / "hub", model_config=dict(model_args=sizes), safe_serialization=True)
+    command = TRAIN.replace("--steps 8", "--steps 3") + ADVERSARY.replace("--discriminator encoder", "{}")
+    for name, options in (("own", "--discriminator encoder"), ("given", "--discriminator hub/model.safetensors")):
+        done = mfkit(command.format(name, options))
+        assert done.code == 0, done.err
+    own, given = (lines(tmp_path / f"{name}.log.jsonl")[-1] for name in ("own", "given"))
+    assert given["discriminator"] > 0 and given["adversarial"] != own["adversarial"]
 
 
 def test_the_decoder_is_moved_as_much_as_by_the_rest(mfkit, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ alone = AutoModel.from_pretrained("pipeline/transformer", trust_remote_code=True
 times = torch.zeros(4), torch.ones(4)
 with torch.no_grad():
     found["alone"] = alone(noise, *times, torch.tensor(labels))
+    found["decoded alone"] = AutoModel.from_pretrained("pipeline/decoder", trust_remote_code=True).decode(noise)
 torch.save(found, "found.pt")
 """
 
@@ -135,6 +136,8 @@ def test_the_pipeline_draws_what_sample_draws(found: dict[str, Any], chain: Path
         average = student(noise, torch.zeros(4), torch.ones(4), torch.tensor(LABELS))
     close(found[f"steps {steps}"], exact.double())
     close(found["alone"], average.double())
+    with torch.no_grad():
+        close(found["decoded alone"], rae.decode(noise).double())
 
 
 def test_half_precisions(found: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Browser
 from conftest import failed, run
 from PIL import Image
 from safetensors.torch import load_file
@@ -201,6 +202,26 @@ def test_a_figure_stands_beside_its_target(mfkit, place: Path, tmp_path: Path) -
     failed(mfkit("report run -o x.html --target other.json=1"), 2, "no run has figures of that name")
     for wrong in ("2.03", "fid.json=good", "fid.json=-1", "fid.json=inf", "=1"):
         failed(mfkit(f"report run -o x.html --target {wrong}"), 2, f"--target {wrong}: give FILE=X")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
+def test_on_paper_on_a_telephone_and_by_a_screen_reader(place: Path, tmp_path: Path) -> None:
+    """Paper has what is folded on the screen; nothing is wider than a telephone; all that can be told has a name."""
+    with Browser(f"file://{place}/page.html", tmp_path / "profile") as page:
+        page.wait_for("document.querySelector('footer, main') && document.images.length == 2")
+        folded = "[...document.querySelectorAll('details > *:not(summary)')].map(e => e.checkVisibility(CHECK))"
+        folded = folded.replace("CHECK", "{contentVisibilityAuto: true, visibilityProperty: true}")
+        assert page.evaluate(folded) and not any(page.evaluate(folded))
+        page.call("Emulation.setEmulatedMedia", media="print")
+        assert all(page.evaluate(folded))
+        page.call("Emulation.setEmulatedMedia", media="screen")
+        page.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.call("Accessibility.enable")
+        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+        told = [node for node in nodes if node["role"].get("value") in ("image", "region", "link", "heading")]
+        assert len(told) > 10 and all(node["name"]["value"].strip() for node in told)
+        assert not page.complaints
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium")
