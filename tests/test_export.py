@@ -301,7 +301,7 @@ def test_a_pipeline_with_a_vae(mfkit, tmp_path: Path, without_mfkit: Any) -> Non
 def test_the_card_names_what_the_model_is_made_of(chain: Path) -> None:
     student = open_generator(chain / "mft.safetensors")
     own, autoencoder = student.artifact.provenance, RAEFile.open(chain / "rae.safetensors").network_config
-    plain = ModelCard(model_card(student, 1, autoencoder, None, None))
+    plain = ModelCard(model_card(student, 1, autoencoder, None, None, "owner/model"))
     assert plain.data.get("base_model") is None and plain.data.get("datasets") is None
     imported = Record(
         command="mfkit import hf://me/teacher@main/t.pt -o t.safetensors",
@@ -311,6 +311,6 @@ def test_the_card_names_what_the_model_is_made_of(chain: Path) -> None:
     provenance = replace(own, inputs=inputs, history=own.history | {"sha256:t": imported})
     made = replace(student, artifact=replace(student.artifact, provenance=provenance))
     encoder = replace(autoencoder, encoder_name="vit_small_patch14_dinov2.lvd142m")
-    card = ModelCard(model_card(made, 1, encoder, None, None))
+    card = ModelCard(model_card(made, 1, encoder, None, None, "owner/model"))
     assert card.data.base_model == ["me/teacher", "timm/vit_small_patch14_dinov2.lvd142m"]
     assert card.data.datasets == ["me/pets"]

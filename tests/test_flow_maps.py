@@ -676,16 +676,20 @@ def test_the_plan_knows_each_objective(mfkit) -> None:
         assert done.code == 0, done.err
         return json.loads(done.out)["stages"]
 
-    usual, variants = plan(), {"freeflow", "soflow"}
-    for name, kind in objectives_of("distill").items():
-        if kind.variant_of and name not in variants:
+    usual = plan()
+    for name, kind in OBJECTIVES.items():
+        if not issubclass(kind, IntervalObjective | IMM):
             continue
-        stage = plan(name)["distill"]
-        assert stage["objective"] == name
-        ratio = stage["flops_per_step"] / usual["distill"]["flops_per_step"]
-        passes = OBJECTIVES[name]().forward_passes("distill") / MeanFlow().forward_passes("distill")
-        assert ratio == pytest.approx(passes)
-        assert (stage["bytes_read_per_step"] == 0) == (not kind().needs_latents)
+        found = plan(name)
+        for stage in ("distill", "bootstrap"):
+            if stage not in kind.stages:
+                continue
+            assert found[stage]["objective"] == name
+            ratio = found[stage]["flops_per_step"] / usual[stage]["flops_per_step"]
+            assert ratio == pytest.approx(kind().forward_passes(stage) / MeanFlow().forward_passes(stage))
+            assert (found[stage]["bytes_read_per_step"] == 0) == (not kind().needs_latents)
+    for name, stage in (("drifting", "bootstrap"), ("frechet", "bootstrap"), ("reflow", "train-teacher")):
+        assert plan(name)[stage]["objective"] == name
     both = plan("soflow", "ctm")
     assert [both[stage]["objective"] for stage in ("midtrain", "distill", "bootstrap")] == ["ctm", "soflow", "soflow"]
     assert "distill soflow" in mfkit("plan --preset digits --objective soflow").out

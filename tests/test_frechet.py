@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import close, failed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_evaluation import save_inception
 from test_resume import stopped_again_and_again
 from test_training import difference
@@ -196,6 +197,24 @@ TRAIN = (
     "bootstrap --init {0}/cmt.safetensors --objective frechet --space mean-token --space rae "
     "--reference digits:heldout --moment-samples 50 --steps 4 --batch-size 16 --log-every 1 -o OUT.safetensors"
 )
+
+
+def test_pictures_by_two_networks_at_once(chain: Path, tmp_path: Path, mfkit) -> None:
+    """The RAE's own and one of timm, with a gradient through the decoder, in pieces and whole."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("convnextv2_atto", num_classes=0).state_dict(), tmp_path / "atto.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=images, arr_1=np.arange(24) % 10)
+    command = (
+        f"bootstrap --init {chain}/cmt.safetensors --objective frechet --space rae --space convnextv2_atto --reference "
+        "real.npz --features-weights atto.safetensors --moment-samples 8 --steps 2 --batch-size 4 --log-every 1 -o"
+    )
+    for name, options in (("one", ""), ("pieces", "--micro-batch 2")):
+        assert (done := mfkit(f"{command} {name}.safetensors {options}")).code == 0, done.err
+    one, pieces = (load_file(f"{name}.safetensors") for name in ("one", "pieces"))
+    assert difference(one, pieces) < 1e-4 < difference(load_file(chain / "cmt.safetensors"), one)
+    last = json.loads((tmp_path / "one.log.jsonl").read_text().splitlines()[-1])
+    assert last["frechet.rae"] > 0 and last["frechet.convnextv2_atto"] > 0
 
 
 def test_micro_batches_do_what_a_whole_batch_does(chain: Path, tmp_path: Path, mfkit) -> None:

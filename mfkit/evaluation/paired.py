@@ -69,7 +69,8 @@ def compare_pairs(
     pairs, identical = 0, 0
     device = processes().device
     both = zip(*(shared_batches(subset(one, count), batch_size, workers) for one in (ours, theirs)), strict=True)
-    for one, other in progress(both, unit="batch"):
+    total = -(-(count or len(ours)) // (batch_size * processes().num_processes))
+    for one, other in progress(both, unit="batch", total=total):
         if not torch.equal(one.columns["label"], other.columns["label"]):
             raise InputError(
                 f"--paired: {samples} and {originals} are not in the same order; a folder is sorted by class, where "
