@@ -49,7 +49,7 @@ def report(
     """Write a run down as a page.
 
     One HTML file that needs no network and runs nothing: what the networks draw, real images beside them, curves, the
-    figures of the JSON files that `mfkit fid` printed, the chain of commands with settings, times and digests, cost.
+    figures of the JSON files that `mfkit fid` printed, the chain of commands with settings and digests, what it cost.
     """
     from mfkit.reporting.page import write_report
 
