@@ -1,6 +1,7 @@
 """mfkit decode: the inverse of encode, whatever it reads and writes."""
 
 import io
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -70,6 +71,13 @@ def test_a_pipe_from_images_to_images(mfkit, chain: Path, tmp_path: Path, latent
     with (tmp_path / "s.tar").open() as stream:
         monkeypatch.setattr("sys.stdin", stream)
         assert mfkit("decode - -o images").code == 0
+    (tmp_path / "i.tar").write_bytes(piped.raw)
+    rfid = f"--reference digits:heldout --features {chain}/rae.safetensors"
+    with (tmp_path / "i.tar").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        streamed = json.loads(mfkit(f"fid - {rfid}").out)
+    kept = json.loads(mfkit(f"fid images {rfid}").out)
+    assert streamed["frechet_distance"] == pytest.approx(kept["frechet_distance"], rel=1e-6)
     line = f"mfkit encode digits:heldout --rae {chain}/rae.safetensors -o - |"
     assert mfkit("inspect images --script").out.endswith(f"\n{line}\n    mfkit decode - -o images\n")
     for output in ("x.npz", "x --grid g.png"):

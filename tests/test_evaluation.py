@@ -315,7 +315,7 @@ def test_kernel_distance_is_unbiased_and_that_of_the_definition() -> None:
     exact = sum(same) / (30 * 29) - 2 * np.mean(cross)
     assert kernel_distance(a, b) == pytest.approx(exact)  # every subset of 30 of 30 is all of them
     state = np.random.get_state()[1].copy()
-    many = random.normal(size=(1500, 8)), random.normal(size=(1200, 8)) + 0.1
+    many = random.normal(size=(150, 8)), random.normal(size=(120, 8)) + 0.1
     ours = kernel_distance(*many)
     assert (np.random.get_state()[1] == state).all()
     np.random.seed(0)
