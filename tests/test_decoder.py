@@ -128,6 +128,14 @@ def test_a_discriminator_on_a_network_from_a_file(mfkit, tmp_path: Path) -> None
     assert given["discriminator"] > 0 and given["adversarial"] != own["adversarial"]
 
 
+def test_a_discriminator_that_is_not_finite_ends_the_run(mfkit, chain: Path, tmp_path: Path) -> None:
+    """In the first step, after which the decoder's pictures are no numbers."""
+    train = TRAIN.format("x").replace("--encoder tiny", f"--encoder {chain}/rae.safetensors")
+    done = mfkit(f"{train} --discriminator encoder --discriminator-start 0 --learning-rate 1e35 --warmup 0")
+    failed(done, 5, "not finite in step 1")
+    assert (tmp_path / "x.diverged.safetensors").exists() and not (tmp_path / "x.safetensors").exists()
+
+
 def test_the_decoder_is_moved_as_much_as_by_the_rest(mfkit, tmp_path: Path) -> None:
     """The adversarial gradient at the last layer is 0.75 times as large: by the gradients of the losses themselves."""
     from mfkit.training import autoencoder

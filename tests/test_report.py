@@ -213,7 +213,7 @@ def test_on_paper_on_a_telephone_and_by_a_screen_reader(place: Path, tmp_path: P
         folded = folded.replace("CHECK", "{contentVisibilityAuto: true, visibilityProperty: true}")
         assert page.evaluate(folded) and not any(page.evaluate(folded))
         page.call("Emulation.setEmulatedMedia", media="print")
-        assert all(page.evaluate(folded))
+        page.wait_for(f"{folded}.every(Boolean)")
         page.call("Emulation.setEmulatedMedia", media="screen")
         page.call("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360

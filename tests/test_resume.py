@@ -61,6 +61,7 @@ def test_stopped_by_signals(chain: Path, tmp_path: Path) -> None:
         "encode digits:heldout --rae {}/rae.safetensors -o latents --shard-size 20 --batch-size 10 --mirror",
         "trajectories --teacher {}/teacher.safetensors -n 60 -o traj --solver-steps 4 --shard-size 10",
         "sample {}/mft.safetensors -n 1100 -o samples --batch-size 100",
+        "decode {}/latents -o decoded --batch-size 10",
         "train-rae digits:train --encoder tiny -o rae.safetensors --pretrain-steps 4 --steps 4 --batch-size 32 "
         "--save-every 2 --log-every 1",
     ]

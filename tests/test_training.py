@@ -341,8 +341,12 @@ def test_weights_split_by_fsdp_train_as_whole_ones(chain: Path, tmp_path: Path, 
     )
     split = command.replace("OUT", "split")
     keep = "!cp split.checkpoint-0000002.safetensors alone.checkpoint-0000002.safetensors; ls"
-    done = several(tmp_path, split, keep, split, processes=2, before=before)
-    assert [(tmp_path / f"codes{rank}").read_text().split() for rank in (0, 1)] == 2 * [["1", "0", "0"]], done.stderr
+    adversary = f"train-rae digits:heldout --encoder {chain}/rae.safetensors --discriminator encoder -o d.safetensors"
+    done = several(tmp_path, split, keep, split, adversary, processes=2, before=before)
+    codes = [(tmp_path / f"codes{rank}").read_text().split() for rank in (0, 1)]
+    assert codes == 2 * [["1", "0", "0", "2"]] and "--discriminator is not trained under FSDP" in done.stderr, (
+        done.stderr
+    )
     assert "stopped in step 3" in done.stderr and done.stdout.split().count("split.safetensors") == 1
     for name in ("whole", "alone"):  # the second goes on from the checkpoint of the two
         assert mfkit(command.replace("OUT", name)).code == 0
