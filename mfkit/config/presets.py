@@ -242,8 +242,8 @@ def resolve(
     """
     values: dict[str, Any] = {}
     if preset:
-        commands = PRESETS[preset].commands
-        values = {name: value for name, value in commands.get(command, {}).items() if name not in own_defaults(kind)}
+        commands, own = PRESETS[preset].commands, own_defaults(kind)
+        values = {name: value for name, value in commands.get(command, {}).items() if name not in own}
         values |= commands.get(f"{command} {objective}", {})
     for name, value in (flags or {}).items():
         if value is not None:

@@ -170,8 +170,10 @@ def _guided(records: list[Record]) -> str:
         own = settings.get("guidance")
         said = own if isinstance(own, dict) else {"weight": own, "interval": settings.get("guidance_interval")}
         weight, interval = said.get("weight"), said.get("interval")
-        if isinstance(weight, int | float) and weight != 1 and isinstance(interval, list):
-            found.append(f"W = {weight:g} in {[one for one in interval if isinstance(one, int | float)]}")
+        if not isinstance(interval, list) or not all(isinstance(one, float) for one in (weight, *interval)):
+            continue  # none, or what no command of mfkit writes
+        if weight != 1:
+            found.append(f"W = {weight:g} in {interval}")
     return f" Its teacher was guided, {', '.join(dict.fromkeys(found))}." if found else ""
 
 
