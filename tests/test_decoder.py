@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import failed, stopped_once
+from conftest import failed, several_as_script, shell, stopped_once
+from hub import serving
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor
@@ -126,6 +127,34 @@ def test_a_discriminator_on_a_network_from_a_file(mfkit, tmp_path: Path) -> None
         assert done.code == 0, done.err
     own, given = (lines(tmp_path / f"{name}.log.jsonl")[-1] for name in ("own", "given"))
     assert given["discriminator"] > 0 and given["adversarial"] != own["adversarial"]
+
+
+def test_networks_of_the_hub(tmp_path: Path) -> None:
+    """Encoder, discriminator's trunk and VGG, named as hf://, train as the same files of this machine do."""
+    pytest.importorskip("torchmetrics")
+    from torchvision.models import vgg16
+
+    torch.manual_seed(0)
+    sizes = dict(embed_dim=24, depth=4, num_heads=3)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes)
+    save_for_hf(network, tmp_path / "here", model_config=dict(model_args=sizes), safe_serialization=True)
+    torch.save(vgg16(weights=None).features.state_dict(prefix="features."), tmp_path / "here" / "vgg.pth")
+    command = (
+        "train-rae digits:heldout --preset digits --steps 2 --batch-size 2 --log-every 1 -o {0}.safetensors "
+        "--encoder {1}/model.safetensors --discriminator {1}/model.safetensors --perceptual {1}/vgg.pth "
+        "--discriminator-start 0 --adversarial-start 0"
+    )
+    with serving() as hub:
+        hub.add("someone/networks", tmp_path / "here")
+        places = {"a": "here", "b": "hf://someone/networks"}
+        script = several_as_script(tmp_path, *(command.format(*each) for each in places.items()))
+        done = shell(script, tmp_path, **hub.environment(tmp_path / "hub"))
+    assert (tmp_path / "codes0").read_text().split() == ["0", "0"], done.stderr
+    here, there = (
+        [[line[name] for name in ("loss", "perceptual", "adversarial", "discriminator")] for line in lines(log)]
+        for log in sorted(tmp_path.glob("?.log.jsonl"))
+    )
+    assert here == there and all(here[-1])
 
 
 def test_a_discriminator_that_is_not_finite_ends_the_run(mfkit, chain: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """mfkit fid: each figure against a computation of its own, and its conditions and warnings."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from conftest import failed
 from PIL import Image
 from safetensors.torch import save_file
 
-from mfkit.evaluation.features import FeatureRequest, Resize, open_features
+from mfkit.evaluation.features import FeatureExtractor, FeatureRequest, Resize, open_features
+from mfkit.evaluation.image_set import see_images
 from mfkit.evaluation.metrics.kernel import kernel_distance
 from mfkit.evaluation.metrics.precision_recall import precision_recall
 from mfkit.evaluation.reducers import SplitScores, group_of
@@ -336,3 +338,29 @@ def test_inception_score_of_known_classes(labels: torch.Tensor) -> None:
         for part in torch.arange(8000).split(30):
             splits.add(part.tolist(), rows[part])
         assert splits.scores().tolist() == pytest.approx(10 * [expected], rel=1e-4)
+
+
+def test_images_are_decoded_and_resized_by_the_threads_that_read(tmp_path: Path) -> None:
+    """Beside the network, on the main thread; and the network gets what they made."""
+    for number in range(12):
+        (tmp_path / "images" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(tmp_path / "images" / str(number % 2) / f"{number}.png")
+    resized_by, seen_by = [], []
+
+    def prepare(image: torch.Tensor) -> torch.Tensor:
+        resized_by.append(threading.current_thread())
+        return image[:, ::10, ::10].float()
+
+    def extract(inputs: torch.Tensor, outputs: object) -> dict[str, torch.Tensor]:
+        seen_by.append(threading.current_thread())
+        assert inputs.shape[1:] == (3, 4, 4)
+        return {"features": inputs.mean((2, 3))}
+
+    extractor = FeatureExtractor(extract, ("features",), {}, lambda images: images, prepare)
+    for workers in (0, 2):
+        views = [(extractor, [("features", "moments")])]
+        (seen,) = see_images(str(tmp_path / "images"), views, None, batch_size=5, workers=workers)
+        assert seen.moments("features").mean[0] == pytest.approx(20 * 5.5)
+    main = threading.current_thread()
+    assert set(resized_by[:12]) == set(seen_by) == {main}
+    assert len(resized_by) == 24 and main not in resized_by[12:]

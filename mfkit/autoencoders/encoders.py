@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mfkit.autoencoders.encoder import Encoder, EncoderLibrary
-from mfkit.autoencoders.timm_encoder import TIMM, has_hub_config, read_hub_config
+from mfkit.autoencoders.timm_encoder import HUB_CONFIG, TIMM, has_hub_config, read_hub_config
 from mfkit.config.presets import TINY_ENCODER
 from mfkit.errors import InputError, UsageError
 from mfkit.formats.hub import local_copy, resolve
@@ -50,6 +50,11 @@ def open_encoder(encoder: str, side: int, *, size: int = 0, weights: str | None 
     return file.encoder(size or file.network_config.encoder_size)
 
 
+def fetched(encoder: str) -> str:
+    """What :func:`open_encoder` and :func:`open_trunk` take, of a file on the hub; any other name as it is."""
+    return local_copy(encoder, beside=HUB_CONFIG)
+
+
 def is_rae(encoder: str) -> bool:
     """Whether :func:`open_encoder` takes it for an RAE's file."""
     path = Path(encoder)
@@ -61,7 +66,7 @@ def open_trunk(name: str) -> Encoder:
 
     :param name: ``NAME`` of timm or ``LIBRARY:NAME``, or a file in the layout of timm's hub, here or on the hub.
     """
-    path = Path(local_copy(name))
+    path = Path(fetched(name))
     if path.suffix == ".safetensors":
         if not path.is_file() or not has_hub_config(path):
             raise InputError(f"{path}: no file of a timm model with its config.json beside it")

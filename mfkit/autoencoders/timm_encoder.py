@@ -69,7 +69,8 @@ class _Colours:
     std: tuple[float, float, float]
 
 
-_HUB_CONFIG = "config.json"
+HUB_CONFIG = "config.json"
+"""Beside a file of weights: which network they are of."""
 _OURS = ("img_size", "in_chans", "num_classes")
 """Arguments that mfkit sets itself, whatever a file says."""
 
@@ -79,7 +80,7 @@ def read_hub_config(file: Path) -> HubConfig:
 
     :raises InputError: it does not name the architecture, or sets arguments that mfkit does not know.
     """
-    path = file.parent / _HUB_CONFIG
+    path = file.parent / HUB_CONFIG
     document = parse(dict, read_json(path), path)
     used = {name: document[name] for name in HubConfig.__dataclass_fields__ if document.get(name) is not None}
     if isinstance(arguments := used.get("model_args"), dict):
@@ -88,7 +89,7 @@ def read_hub_config(file: Path) -> HubConfig:
 
 
 def has_hub_config(file: Path) -> bool:
-    return (file.parent / _HUB_CONFIG).exists()
+    return (file.parent / HUB_CONFIG).exists()
 
 
 class TimmLibrary:
@@ -169,7 +170,7 @@ class TimmLibrary:
         mean, std = config.pretrained_cfg.get("mean"), config.pretrained_cfg.get("std")
         if mean is None and std is None:
             return encoder
-        colours = parse(_Colours, {"mean": mean, "std": std}, file.parent / _HUB_CONFIG)
+        colours = parse(_Colours, {"mean": mean, "std": std}, file.parent / HUB_CONFIG)
         return replace(encoder, mean=colours.mean, std=colours.std)
 
     def from_tensors(

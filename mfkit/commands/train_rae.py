@@ -56,15 +56,14 @@ def train_rae(
     from dataclasses import replace
     from functools import partial
 
-    from mfkit.autoencoders.encoders import TINY, is_rae
+    from mfkit.autoencoders.encoders import TINY, fetched, is_rae
     from mfkit.autoencoders.rae import RAEFile
     from mfkit.config.presets import resolve
     from mfkit.data.images import DIGITS, native_size, open_images
-    from mfkit.formats.hub import local_copy
     from mfkit.training.autoencoder import train_rae
 
     numbers = options.layer_numbers(layers)
-    encoder = local_copy(encoder)
+    encoder = fetched(encoder)
     own: options.PresetName = "small" if encoder == TINY else "imagenet256"
     made = RAEFile.open(Path(encoder)) if is_rae(encoder) else None
     if made and keep_latents:  # another size has other latents

@@ -4,8 +4,8 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -40,9 +40,24 @@ def resolve(source: str, *, folder: bool = False) -> Path:
     return _download(source, reference["repo"], reference["revision"], reference["path"] or "", folder)
 
 
-def local_copy(name: str) -> str:
-    """The path of a file on the hub, see :func:`resolve`; any other name as it is."""
-    return str(resolve(name)) if name.startswith(HUB) else name
+def local_copy(name: str, *, beside: str = "") -> str:
+    """The path of a file on the hub, see :func:`resolve`; any other name as it is.
+
+    :param beside: name of another file of its folder, fetched too where there is one.
+    """
+    if not name.startswith(HUB):
+        return name
+    path = resolve(name)
+    if beside:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        reference = _REFERENCE.fullmatch(name.removeprefix(HUB))
+        assert reference is not None
+        other = PurePosixPath(reference["path"]).with_name(beside)
+        with hub_errors(f"{name}: {beside} cannot be downloaded"), suppress(EntryNotFoundError):
+            hf_hub_download(reference["repo"], str(other), revision=reference["revision"])
+    return str(path)
 
 
 def _download(source: str, repo: str, revision: str | None, path: str, folder: bool) -> Path:
