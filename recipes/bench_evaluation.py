@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from mfkit.artifacts.artifact import Provenance
 from mfkit.data.npz import NpzWriter
 
 BATCH = 1000
@@ -26,7 +27,7 @@ def write(path: Path, count: int, side: int) -> None:
         for begin in range(0, count, BATCH):
             images = torch.randint(0, 256, (BATCH, 3, side, side), generator=random, dtype=torch.uint8)
             writer.put(range(begin, begin + BATCH), images, torch.arange(BATCH) % 10)
-        writer.finish({"class_names": [str(label) for label in range(10)]})
+        writer.finish({"class_names": [str(label) for label in range(10)]}, Provenance())
 
 
 def main(count: int, side: int) -> None:

@@ -217,7 +217,10 @@ def test_log_lines_and_their_plot(mfkit, chain: Path, tmp_path: Path) -> None:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
 
 
-def test_inspect_says_what_a_file_is(mfkit, chain: Path) -> None:
+def test_inspect_says_what_a_file_is(mfkit, chain: Path, tmp_path: Path) -> None:
+    def script_of(path: Path) -> list[str]:
+        return mfkit(f"inspect {path} --script").out.splitlines()[3:]
+
     student = json.loads(mfkit(f"inspect {chain}/mfd.safetensors").out)
     assert student["kind"] == "student" and student["provenance"]["inputs"]["teacher"]["path"] == "teacher.safetensors"
     latents = json.loads(mfkit(f"inspect {chain}/latents").out)
@@ -225,8 +228,13 @@ def test_inspect_says_what_a_file_is(mfkit, chain: Path) -> None:
     assert list(latents["shards"].values()) == [400, 400, 400, 300]
     assert mfkit(f"decode {chain}/latents -o x.npz").code == 0
     packed = json.loads(mfkit("inspect x.npz").out)
-    assert packed["arrays"] == ["arr_0", "arr_1", "conditions"] and packed["conditions"]["decoded"] == "latents"
-    failed(mfkit("inspect x.npz --script"), 2, "its conditions alone")
+    assert packed["arrays"] == ["arr_0", "arr_1", "conditions", "provenance"]
+    assert packed["conditions"]["decoded"] == "latents" and packed["provenance"]["inputs"]["latents"]["path"]
+    chain_of = mfkit("inspect x.npz --script").out.splitlines()
+    assert chain_of[-3:] == [*script_of(chain / "latents"), f"mfkit decode {chain}/latents -o x.npz"]
+    assert mfkit(f"encode x.npz --rae {chain}/rae.safetensors --preset digits -o again").code == 0
+    assert script_of(tmp_path / "again")[:-1] == chain_of[3:]
+    failed(mfkit("inspect x.npz --tensors"), 2, "no tensors")
     tensors = json.loads(mfkit(f"inspect {chain}/teacher.safetensors --tensors").out)["tensors"]
     assert tensors["t_embedder.W"] == ["F32", [256]]
     chain_of = mfkit(f"inspect {chain}/mfd.safetensors --script").out.splitlines()

@@ -28,18 +28,22 @@ def inspect(
     Prints kind, config and the commands that led to it, as JSON. No weights are read.
     """
     import json
+    from dataclasses import asdict
 
-    from mfkit.artifacts.artifact import open_artifact
+    from mfkit.artifacts.artifact import Artifact, open_artifact
     from mfkit.artifacts.inspect import inspect, shell_script
     from mfkit.errors import UsageError
 
     if path.suffix == ".npz":
         from mfkit.data.npz import read_npz
 
-        if script or tensors:
-            raise UsageError(f"{path}: an .npz says its conditions alone; leave out --tensors and --script")
+        if tensors:
+            raise UsageError(f"{path}: an .npz has no tensors; leave out --tensors")
         found = read_npz(path)
-        return json.dumps({"path": str(path), "arrays": sorted(found.names), "conditions": found.conditions}, indent=2)
-    if script:
-        return shell_script(open_artifact(path))
-    return json.dumps(inspect(open_artifact(path), tensors=tensors), indent=2)
+        described = {"path": str(path), "arrays": sorted(found.names), "conditions": found.conditions}
+        described["provenance"] = asdict(found.provenance)
+        artifact = Artifact(path, "images", found.conditions, found.provenance)
+    else:
+        artifact = open_artifact(path)
+        described = inspect(artifact, tensors=tensors)
+    return shell_script(artifact) if script else json.dumps(described, indent=2)

@@ -8,7 +8,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,9 @@ import torch
 from numpy.lib.format import read_array, write_array, write_array_header_1_0
 from torch import Tensor
 
-from mfkit.artifacts.artifact import Artifact
+from mfkit.artifacts.artifact import Artifact, Provenance
 from mfkit.artifacts.atomic import atomic_write, write_errors
-from mfkit.artifacts.json_files import parse, parse_json
+from mfkit.artifacts.json_files import parse, parse_json, parse_known
 from mfkit.data.codecs import MAX_CLASSES, array_header
 from mfkit.data.skip import SkipPolicy
 from mfkit.errors import DECODING_ERRORS, InputError, OutputError, is_out_of_memory, reason
@@ -28,7 +28,7 @@ from mfkit.runtime.distributed import processes
 _ALWAYS_UNPACKED, _MAX_RATIO = 1 << 28, 100
 """An array of more bytes than the first must not be more than so many times as large as it is packed."""
 _MAX_TEXT = 1 << 20
-"""Bytes of the conditions."""
+"""Bytes of what a file says of itself, each."""
 
 
 class NpzWriter:
@@ -59,8 +59,9 @@ class NpzWriter:
                 file.seek((indices.start - self._count) * row, os.SEEK_END)
                 file.write(data.data)
 
-    def finish(self, conditions: Mapping[str, Any]) -> None:
-        """Waits for all processes and writes the archive, with a member ``conditions``: how the images were drawn."""
+    def finish(self, conditions: Mapping[str, Any], provenance: Provenance) -> None:
+        """Waits for all processes and writes the archive, with texts of JSON: how the images were drawn, and by which
+        command."""
         with write_errors(self._path):
             for file in self._files.values():
                 file.flush()
@@ -71,8 +72,9 @@ class NpzWriter:
                     entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day: the same images, the same bytes
                     with part.open("rb") as data, archive.open(entry, "w", force_zip64=True) as member:
                         shutil.copyfileobj(data, member)
-                with archive.open(zipfile.ZipInfo("conditions.npy"), "w") as member:
-                    write_array(member, np.array(json.dumps(conditions)), allow_pickle=False)
+                for name, document in (("conditions", dict(conditions)), ("provenance", asdict(provenance))):
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as member:
+                        write_array(member, np.array(json.dumps(document)), allow_pickle=False)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +111,9 @@ class Npz:
     """Of all its arrays, the others included."""
     arrays: dict[str, np.ndarray]
     conditions: dict[str, Any]
-    """How they came about; empty where it does not say."""
+    """How they were drawn; empty where it does not say."""
+    provenance: Provenance
+    """By which command; likewise."""
 
 
 def read_npz(path: Path, *names: str) -> Npz:
@@ -121,13 +125,13 @@ def read_npz(path: Path, *names: str) -> Npz:
         with zipfile.ZipFile(path) as archive:
             held = {name.removesuffix(".npy") for name in archive.namelist()}
             arrays = {name: _array(archive, f"{name}.npy") for name in names if name in held}
-            text = _text(archive, "conditions.npy") if "conditions" in held else "{}"
+            texts = [_text(archive, f"{name}.npy") if name in held else "{}" for name in ("conditions", "provenance")]
     except (OSError, zipfile.BadZipFile, *DECODING_ERRORS) as error:
         if is_out_of_memory(error):
             raise
         raise InputError(f"{path} cannot be read as .npz: {reason(error)}") from error
-    source = f"{path}: its conditions"
-    return Npz(held, arrays, parse(dict, parse_json(text, source), source))
+    conditions, provenance = (parse_json(text, f"{path}: what it says of itself") for text in texts)
+    return Npz(held, arrays, parse(dict, conditions, path), parse_known(Provenance, provenance, path))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -199,7 +203,7 @@ class NpzImages:
         except (OSError, zipfile.BadZipFile, *DECODING_ERRORS) as error:
             raise InputError(f"{path} cannot be read as .npz: {reason(error)}") from error
         self._images = in_place or read_npz(path, "arr_0").arrays["arr_0"]
-        self.artifact = Artifact(path, "images", found.conditions)
+        self.artifact = Artifact(path, "images", found.conditions, found.provenance)
         if self._images.ndim != 4 or self._images.shape[3] != 3 or self._images.dtype != np.uint8:
             held = f"{self._images.dtype} {self._images.shape}"
             raise InputError(f"{path}: arr_0 is {held}; expected: uint8 (N, H, W, 3)")

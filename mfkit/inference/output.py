@@ -141,7 +141,8 @@ def write_npz(job: Job, path: Path, count: int, size: int, *, overwrite: bool) -
                 writer.put(range(result.indices[0], result.indices[-1] + 1), result.values, result.labels)
 
         in_background(write, job.results(lambda shard: shard % world.num_processes == world.process_index))
-        writer.finish(job.describe(None))
+        provenance = record_provenance(path.parent, job.inputs, seed=job.seed, settings=job.settings)
+        writer.finish(job.describe(None), provenance)
         output_is_complete()
     job.report_skipped()
 
