@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mfkit.artifacts.artifact import open_artifact
 from mfkit.artifacts.safetensors_files import read_header, write_tensors
 
+FOLDERS = ("latents", "traj", "samples")
 VOID = {"meta", "img", "line", "rect", "br"}
 
 
@@ -75,6 +76,11 @@ def test_the_page_has_all_of_the_run(place: Path) -> None:
     for digest, record in records.items():
         assert digest in page.text and record.command in page.text
     assert json.dumps(student.provenance.settings, indent=1) in page.text
+    times = {name: json.loads((place / "run" / f"{name}.time.json").read_text())["seconds"] for name in FOLDERS}
+    text = (place / "page.html").read_text()
+    rows = dict(re.findall(r'<th scope="row">(\w+).*?<td class="number">([\d:]*)</td>', text, re.DOTALL))
+    shown = {name: f"{seconds // 60:.0f}:{seconds % 60:02.0f}" for name, seconds in times.items()}
+    assert shown == {name: rows[name] for name in FOLDERS}
     measured = json.loads((place / "run" / "fid.json").read_text())
     assert (
         f"{measured['frechet_distance']:.4g}" in page.text

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 
-from conftest import forked
+from conftest import forked, stopped_once
 
 from mfkit.artifacts.artifact import file_digest
+from mfkit.data.writer import seconds_of
 
 RESTLESS = Path(__file__).with_name("restless.py")
 KILLS = int(os.environ.get("MFKIT_KILLS", "5"))
@@ -24,11 +27,11 @@ def stopped_again_and_again(folder: Path, signals: str, *commands: str) -> list[
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digests of all files by name; of a log, all but its time."""
+    """Digests of all files by name; of a log, all but its time, and no file of a time alone."""
     return {
         str(path.relative_to(folder)): file_digest(path) if path.suffix != ".jsonl" else losses(path)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.endswith(".time.json")
     }
 
 
@@ -67,3 +70,20 @@ def test_stopped_by_signals(chain: Path, tmp_path: Path) -> None:
     ]
     told = stopped_again_and_again(tmp_path, MIXED, *(command.format(chain) for command in commands))
     assert len(told) == len(commands) and all(one["sent"] >= 1 for one in told)
+    for name in ("latents", "traj", "samples", "decoded"):
+        whole, stopped = (seconds_of(tmp_path / place / name) for place in ("whole", "stopped"))
+        assert whole and stopped
+
+
+def test_the_time_of_a_folder_adds_up(mfkit, chain: Path, tmp_path: Path) -> None:
+    """Over what a signal stopped; what overwrites it begins anew."""
+    encode = f"encode digits:train --rae {chain}/rae.safetensors -o latents --shard-size 20 --batch-size 10"
+    with stopped_once(lambda: len(list(tmp_path.rglob("*.tar"))) > 5, signal.SIGTERM):
+        assert mfkit(encode).code == 128 + signal.SIGTERM
+    before = seconds_of(tmp_path / "latents")
+    began = time.perf_counter()
+    assert mfkit(encode).code == 0
+    assert before and before < seconds_of(tmp_path / "latents") < before + time.perf_counter() - began
+    (tmp_path / "latents.time.json").write_text('{"seconds": 1000}')
+    assert mfkit(f"{encode} --overwrite").code == 0
+    assert 0 < seconds_of(tmp_path / "latents") < 100

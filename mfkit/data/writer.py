@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -100,10 +101,28 @@ def _write_tar(file: IO[bytes], samples: Iterable[TarSample]) -> tuple[list[int]
     return offsets, labels
 
 
+def _time_file(folder: Path) -> Path:
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.time.json")
+
+
+def seconds_of(folder: Path) -> float | None:
+    """Wall-clock time that it took to write a folder, with runs that a signal ended; None where that is not known."""
+    path = _time_file(folder)
+    return parse(_Time, read_json(path), path).seconds if path.exists() else None
+
+
 def check_finished(path: Path) -> None:
     """:raises InputError: it is a folder that a command was interrupted in writing."""
     if (path / _PROGRESS).exists():
         raise InputError(f"{path} is not finished: run the command that writes it again")
+
+
+@dataclass(frozen=True)
+class _Time:
+    """How long a folder was written, in a file beside it: its own bytes do not depend on that."""
+
+    seconds: float
 
 
 class FolderWriter:
@@ -128,6 +147,7 @@ class FolderWriter:
         self._overwrite = overwrite
         self._world = processes()
         self._lock = ExitStack()
+        self._began = time.perf_counter()
         if shards is not None and shards < self._world.num_processes and self._world.is_main_process:
             logger.warning("%d shards for %d processes: some have nothing to do", shards, self._world.num_processes)
 
@@ -145,6 +165,7 @@ class FolderWriter:
     def _start(self) -> None:
         if self._overwrite or not self._started.exists():
             _claim(self.folder, self._overwrite, self._inputs)
+            _time_file(self.folder).unlink(missing_ok=True)
             write_text(self._started, json.dumps(self._resume_key))
             return
         try:
@@ -163,6 +184,8 @@ class FolderWriter:
         alone = self._world.num_processes == 1 and list(self.folder.iterdir()) == [self._progress]
         if kind and alone and not any(self._progress.glob("*.json")):
             shutil.rmtree(self.folder)
+        elif kind and self._world.is_main_process:
+            self._note_time()
         self._lock.close()
 
     def is_mine(self, shard: int) -> bool:
@@ -206,6 +229,7 @@ class FolderWriter:
                 samples=sum(shard.samples for shard in shards), shards=shards, arrays=arrays if alike else {},
                 files={name: digest for record in records for name, digest in record.files.items()},
             )  # fmt: skip
+            self._note_time()
             write_index(self.folder, kind, config, provenance, index)
             output_is_complete()
             for path in self._progress.iterdir():
@@ -214,6 +238,10 @@ class FolderWriter:
             self._started.unlink()  # last: as long as it is there, the same command goes on
             self._progress.rmdir()
         self._world.wait_for_everyone()
+
+    def _note_time(self) -> None:
+        seconds = time.perf_counter() - self._began + (seconds_of(self.folder) or 0)
+        write_text(_time_file(self.folder), json.dumps(asdict(_Time(seconds))))
 
     def _record(self, shard: int) -> Path:
         return self._progress / f"{shard:08d}.json"

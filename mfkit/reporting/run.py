@@ -7,6 +7,7 @@ from typing import Any
 from mfkit.artifacts.artifact import INDEX_NAME, Artifact, Record, open_artifact
 from mfkit.artifacts.inspect import in_order
 from mfkit.artifacts.json_files import read_json
+from mfkit.data.writer import seconds_of
 from mfkit.errors import InputError
 from mfkit.training import log
 
@@ -26,7 +27,7 @@ class Step:
     inputs: list[str]
     """Digests of the steps before it."""
     seconds: float | None
-    """Of a training, by its log."""
+    """That its command took, where a log beside it says so."""
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Run:
     folder: Path
     files: dict[str, Artifact] = field(default_factory=dict)
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """That folders took to be written."""
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What ``mfkit fid`` printed, by file."""
     unread: list[str] = field(default_factory=list)
@@ -62,6 +65,8 @@ class Run:
                 self.logs[path.name.removesuffix(_LOG)] = lines
         elif path.suffix == ".safetensors" or (path.is_dir() and (path / INDEX_NAME).exists()):
             self.files[path.name] = open_artifact(path)
+            if path.is_dir() and (seconds := seconds_of(path)) is not None:
+                self.seconds[path.name] = seconds
         elif path.suffix == ".json" and path.is_file():
             document = read_json(path)
             if isinstance(document, dict) and "frechet_distance" in document:
@@ -100,7 +105,9 @@ class Run:
         return list(steps.values())
 
     def _seconds(self, name: str, record: Record) -> float | None:
-        """By the logs of the file and of its parts, as an RAE's encoder has one."""
+        """By the log beside a folder, or those of a file and of its parts, as an RAE's encoder has one."""
+        if name in self.seconds:
+            return self.seconds[name]
         stem, rows = name.removesuffix(".safetensors"), record.settings.get("batch_size")
         logs = [lines for log, lines in self.logs.items() if log == stem or log.startswith(f"{stem}.")]
         if not logs or not isinstance(rows, int):
