@@ -1,6 +1,7 @@
 """mfkit demo: a page in a real browser, whose pictures are those of mfkit sample."""
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -68,13 +69,37 @@ def test_in_a_browser(mfkit, chain: Path, tmp_path: Path) -> None:
                     f"[...document.querySelectorAll('button[role=tab]')].find(b => b.innerText == '{tab}').click()"
                 )
                 page.wait_for(f"{IMAGES}.length == {count}")
+            told = "[...document.querySelectorAll('button')].map(b => b.innerText).filter(t => t.endsWith(' ms'))"
+            shown = page.evaluate(told)
+            assert sum(text.startswith("student: ") for text in shown) == 10, shown
+            assert sum(text.startswith("teacher: ") for text in shown) == 10
             assert not page.complaints
             assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
+        what_is_asked_for_is_drawn(mfkit, chain, address)
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 130
     finally:
         server.kill()
         server.communicate()
+
+
+def what_is_asked_for_is_drawn(mfkit, chain: Path, address: str) -> None:
+    """Classes, seed, number and evaluations, by gradio's own client."""
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    for nfe in (1, 4):
+        drawn = client.predict([3, 7], 5, 4, nfe, api_name="/draw")
+        done = mfkit(f"sample {chain}/mft.safetensors -n 4 --seed 5 --labels 3,7 --nfe {nfe} -o {nfe}.npz")
+        assert done.code == 0, done.err
+        with np.load(f"{nfe}.npz") as held:
+            samples = held["arr_0"]
+        for one, sample, label in zip(drawn, samples, [3, 7, 3, 7], strict=True):
+            assert re.fullmatch(rf"{label}, [\d.e+]+ ms", one["caption"])
+            picture = np.asarray(Image.open(one["image"]).convert("RGB"))
+            times = len(picture) // len(sample)
+            assert abs(picture[::times, ::times].astype(int) - sample).max() <= 1
+    assert client.predict([], 5, 4, 1, api_name="/draw") == []
 
 
 def test_the_way_from_one_noise_to_another_is_noise() -> None:
