@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import failed
+from conftest import failed, several
 from safetensors.torch import load_file
 
 from mfkit.config.settings import Reading
@@ -113,6 +113,20 @@ def test_a_training_reads_them_as_those_on_this_machine(mfkit, chain: Path, late
     for name in ("remote", "again"):
         found = load_file(f"{name}.safetensors")
         assert all(torch.equal(found[key], value) for key, value in local.items())
+
+
+def test_processes_fetch_what_they_need_once(latents: Path, tmp_path: Path) -> None:
+    """Those of a machine share the copies, and train as by shards on its disk."""
+    train = "train-teacher {} --preset digits --steps 4 --batch-size 128 --ema 0 -o {}.safetensors"
+    with serving(latents) as server:
+        done = several(
+            tmp_path, f"{train.format(server.url, 'remote')} --cache kept", train.format(latents, "local"), processes=2
+        )
+    codes = [(tmp_path / f"codes{rank}").read_text().split() for rank in range(2)]
+    assert codes == 2 * [["0", "0"]], done.stderr
+    assert sorted(server.requests) == sorted(["index.json", *(f"{path.name}" for path in latents.glob("*.tar"))])
+    remote, local = (load_file(tmp_path / f"{name}.safetensors") for name in ("remote", "local"))
+    assert all(torch.equal(remote[name], value) for name, value in local.items())
 
 
 @pytest.mark.fast
