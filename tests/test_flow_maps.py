@@ -482,6 +482,41 @@ def test_two_equal_groups_have_the_same_moments() -> None:
 
 
 @pytest.mark.fast
+def test_the_map_of_a_flow_has_the_same_moments_from_two_noise_levels() -> None:
+    """On the Gaussian, whose map is known: what is left falls like 1 / M, as the distance of two equal samples does.
+
+    With the wide gap the second group is of the true marginal at s, so that other maps are far from it.
+    """
+
+    def discrepancy(particles: int, u: Callable[..., Tensor], gap: float) -> float:
+        x = S * torch.randn(8, particles, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        draws = Draws(0, "bootstrap", range(8))
+        batch = Batch({"latent": x}, torch.zeros(8, dtype=torch.long), range(8), torch.zeros(8), draws, 1.0, (2, 1, 1))
+        return float(IMM(particles=particles, gap=gap)(Models(u, u), batch).value)
+
+    for gap in (8, 1):
+        few, many, more = (discrepancy(particles, exact, gap) for particles in (64, 256, 1024))
+        assert 2.5 < few / many < 6 and 2.5 < many / more < 6
+    for other in (solved, lambda *at: 2 * exact(*at), lambda z, *at: 0 * z):
+        assert discrepancy(1024, other, 1) > 3 * more
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.125, 0.2), (0.25, 0.4), (0.5, 0.8), (1.0, 0.8)])
+def test_modular_gives_a_share_of_the_slope_a_gradient(progress: float, share: float) -> None:
+    """Of |u - v + (t - r) (P du/dt + (1 - P) sg(du/dt))|^2; P grows to 0.8 over the first half of the run."""
+    p = points(progress)
+
+    def published(network: Scaled) -> Tensor:
+        u, slope = torch.func.jvp(lambda z, t: network(z, p.r, t, p.y), (p.z, p.t), (p.v, torch.ones_like(p.t)))
+        partly = share * slope + (1 - share) * slope.detach()
+        return (u - p.v + expand_to(p.t - p.r, u) * partly).square().flatten(1).sum(1).mean()
+
+    loss = objective("modular", norm_p=0.0, slope_gradient=0.8, slope_gradient_warmup=0.5, finite_difference_step=1e-4)
+    assert gradient(loss, p) == pytest.approx(by_hand(published), rel=1e-5)
+
+
+@pytest.mark.fast
 def test_every_objective_of_distillation_is_told_where_it_is_a_case_of_another() -> None:
     for name, kind in objectives_of("distill").items():
         if kind.variant_of:

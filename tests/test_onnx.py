@@ -14,6 +14,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]
 import mfkit as package  # noqa: E402
 from mfkit.artifacts.artifact import open_artifact  # noqa: E402
 from mfkit.config.settings import SampleSettings  # noqa: E402
+from mfkit.flow.random import Draws  # noqa: E402
 from mfkit.inference.sampler import sampler_of  # noqa: E402
 
 
@@ -42,6 +43,35 @@ def test_the_graph_draws_what_sample_draws_in_any_batch(graph: Path, chain: Path
     with torch.no_grad():
         exact = rae.decode(sampler_of(student, SampleSettings(nfe=2), time_shift=1.0)(noise, torch.tensor(labels)))
     close(drawn(graph, noise, labels), exact.double())
+
+
+def test_a_head_that_sees_r_and_the_decoder_of_a_vae(mfkit, chain: Path, tmp_path: Path) -> None:
+    """Are drawn as PyTorch draws, too."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=4, sample_size=32,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    for command in (
+        f"midtrain {chain}/traj --teacher {chain}/teacher.safetensors --late-r --steps 2 -o late.safetensors",
+        "encode digits:heldout --vae vae --preset digits -o latents",
+        "train-mean-flow latents -o vae.safetensors --steps 2 --batch-size 8",
+    ):
+        done = mfkit(command)
+        assert done.code == 0, done.err
+    for name in ("late", "vae"):
+        done = mfkit(f"export {name}.safetensors --format onnx -o {name}.onnx")
+        assert done.code == 0, done.err
+        sampled = mfkit(f"sample {name}.safetensors -n 3 --seed 4 --labels 3,7,0 -o {name}.npz")
+        assert sampled.code == 0, sampled.err
+        shape = package.load(f"{name}.safetensors").config.latent_shape
+        noise = Draws(4, "sample", range(3)).normal("noise", shape)
+        with np.load(f"{name}.npz") as held:
+            pictures = held["arr_0"].transpose(0, 3, 1, 2)
+        found = 255 * drawn(tmp_path / f"{name}.onnx", noise, [3, 7, 0]).numpy()
+        assert abs(found - pictures).max() < 0.6  # which are rounded
 
 
 def test_what_the_graph_says_of_itself(graph: Path, chain: Path) -> None:
