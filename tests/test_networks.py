@@ -246,3 +246,10 @@ def test_large_products_without_gradients_are_those_of_a_linear_layer(rows: int)
         slope = torch.func.jvp(layer, (x,), (2 * x,))[1]
     close(slope, 2 * (exact - layer.bias.double()), 1e-6)
     close(layer(x).detach(), exact, 1e-6)
+
+
+def test_an_evaluation_compiles_to_one_graph() -> None:
+    """The layers' own derivatives do not break it."""
+    network, at = perturbed(AverageVelocityDiT(SMALL)), inputs(SMALL)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(network, fullgraph=True, backend="eager")(*at), network(*at))

@@ -4,6 +4,8 @@ For the linear field v(z, t) = a z the flow is z_s = z_t exp(a (s - t)), so the 
 u(z, r, t) = z (1 - exp(-a (t - r))) / (t - r), and its total derivative follows from u = v - (t - r) du/dt.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from live_bytes import peak_bytes
@@ -89,6 +91,32 @@ def test_jvp_and_difference_agree_on_the_network() -> None:
     error = (central_difference(2e-3)(network, z, r, t, y, v) - exact).norm() / exact.norm()
     assert error < 2e-3  # the features of time are taken in float32, which bounds the difference from below
     assert exact.norm() > 1
+
+
+@pytest.mark.parametrize("width", [64, 512])
+@pytest.mark.parametrize("method", [jvp, central_difference(1e-2)])
+def test_a_derivative_costs_two_forward_passes(method, width: int) -> None:
+    """In the products of its layers, as torch counts them: what ``plan`` and the shelf take it for.
+
+    Of attention the product's derivative has five by N x N, beside a fused forward pass that is not counted on CPUs.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = DiTConfig(
+        channels=8, side=8, num_classes=3, width=width, depth=2, heads=2, head_width=width, head_depth=1, head_heads=2
+    )
+    network, rows = AverageVelocityDiT(config), 4
+    z, v = torch.randn(2, rows, 8, 8, 8)
+    r, t, y = torch.full((rows,), 0.2), torch.full((rows,), 0.7), torch.zeros(rows, dtype=torch.long)
+
+    def counted(evaluate: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            evaluate()
+        return counter.get_total_flops()
+
+    attention_slopes = 5 * 2 * rows * 64**2 * width * (config.depth + config.head_depth) * (method is jvp)
+    expected = 2 * counted(lambda: network(z, r, t, y)) + attention_slopes
+    assert expected > 1e6 and counted(lambda: method(network, z, r, t, y, v)) == pytest.approx(expected, rel=0.01)
 
 
 def test_forward_mode_through_attention_is_exact_and_linear_in_memory() -> None:

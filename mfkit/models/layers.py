@@ -50,14 +50,37 @@ class Linear(nn.Linear):
     _LARGE_WEIGHT, _MANY_ROWS = 2**18, 256
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or self.weight.numel() < self._LARGE_WEIGHT:
+        if torch.is_grad_enabled():
             return super().forward(x)
-        rows = x.numel() // x.shape[-1]
-        if rows < self._MANY_ROWS or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        pixels = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: no copy
-        mixed = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
+        large = x.numel() // x.shape[-1] >= self._MANY_ROWS and self.weight.numel() >= self._LARGE_WEIGHT
+        exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return _Product.apply(x, self.weight, self.bias, large and exact and x.device.type == "cpu")
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b without gradients, and its derivative along x: one product.
+
+    That of PyTorch's own layer takes another, of x by the derivative of W, which is zero.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, as_convolution: bool) -> Tensor:
+        if not as_convolution:
+            return F.linear(x, weight, bias)
+        pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: no copy
+        mixed = F.conv2d(pixels, weight[:, :, None, None], bias)
         return mixed.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, bool], output: Tensor) -> None:
+        _, weight, _, ctx.as_convolution = inputs
+        ctx.save_for_forward(weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, d_x: Tensor, d_weight: None, d_bias: None, _: None) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        return _Product.forward(d_x.contiguous(), weight, None, ctx.as_convolution)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
