@@ -34,7 +34,8 @@ from mfkit.flow.times import shift_times
 from mfkit.inference.guided import frozen_velocity
 from mfkit.models.files import open_generator
 
-PIXELS = "pixels_distance_to_train"
+LOGGED = {"mse": ("squared error", "{:.4f}"), "grad_norm": ("gradient norm", "{:.1f}")}
+"""What logs tell beside the figures, and how a table writes it."""
 DROPPED = 0.1
 
 
@@ -152,11 +153,15 @@ def _answers(out: Path, questions: Mapping[str, Question], folders: Mapping[Path
         figures = {
             name: [measure(folder, judge, model) for folder, judge in runs] for model, name in question.models.items()
         }
-        norms: dict[str, dict[str, str]] = {}
-        if question.logs:
-            found = {name: [_norms(folder / model) for folder, _ in runs] for model, name in question.models.items()}
-            norms = {"gradient norm": {name: spread(values, "{:.1f}") for name, values in found.items()}}
-        text += f"### {question.title}\n\n" + table(heading, figures, norms) + "\n"
+        logged = {
+            title: {
+                name: spread([_late(folder / model, key) for folder, _ in runs], digits)
+                for model, name in question.models.items()
+            }
+            for key, (title, digits) in LOGGED.items()
+            if question.logs
+        }
+        text += f"### {question.title}\n\n" + table(heading, figures, logged) + "\n"
         if key == "weight":
             text += _rows_table([_gradients_by_rows(folder) for folder in folders]) + "\n"
             text += _first_steps(list(folders)) + "\n"
@@ -236,10 +241,10 @@ def _log(model: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in model.with_name(f"{model.name}.log.jsonl").read_text().splitlines()]
 
 
-def _norms(model: Path) -> float:
-    """The mean norm of the gradient over the second half of a run."""
-    norms = [line["grad_norm"] for line in _log(model)]
-    return mean(norms[len(norms) // 2 :])
+def _late(model: Path, key: str) -> float:
+    """The mean of a log's numbers over the second half of a run."""
+    values = [line[key] for line in _log(model)]
+    return mean(values[len(values) // 2 :])
 
 
 def _picture(path: Path, title: str, figures: dict[str, list[Figures]], logs: dict[str, list[dict[str, Any]]]) -> None:
@@ -256,9 +261,7 @@ def _picture(path: Path, title: str, figures: dict[str, list[Figures]], logs: di
         axes.set(title=f"Fréchet distance, {COLUMNS[key][0]}", xscale="log")
         axes.grid(axis="x", alpha=0.3)
     panels[1].set_yticklabels([])
-    for axes, (key, named) in zip(
-        panels[2:], {"mse": "squared error", "grad_norm": "gradient norm"}.items(), strict=False
-    ):
+    for axes, (key, (named, _)) in zip(panels[2:], LOGGED.items(), strict=False):
         for name, lines in logs.items():
             axes.plot([line["step"] for line in lines], [line[key] for line in lines], label=name)
         axes.set(title=named, xlabel="step", yscale="log")
