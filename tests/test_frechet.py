@@ -20,6 +20,7 @@ from mfkit.flow.objectives.base import Batch, Features, Models
 from mfkit.flow.objectives.frechet import Frechet, squared_distance, symmetric_root
 from mfkit.flow.random import Draws
 from mfkit.flow.views import VIEWS
+from mfkit.training import spaces
 
 EXACT = torch.device("cpu")
 
@@ -199,8 +200,14 @@ TRAIN = (
 )
 
 
-def test_pictures_by_two_networks_at_once(chain: Path, tmp_path: Path, mfkit) -> None:
-    """The RAE's own and one of timm, with a gradient through the decoder, in pieces and whole."""
+def test_pictures_by_two_networks_at_once(chain: Path, tmp_path: Path, mfkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The RAE's own and one of timm, with a gradient through the decoder, in pieces and whole.
+
+    The real images are read once for both.
+    """
+    readings: list[str] = []
+    see = spaces.see_images
+    monkeypatch.setattr(spaces, "see_images", lambda *what, **how: readings.append(what[0]) or see(*what, **how))
     torch.manual_seed(0)
     save_file(timm.create_model("convnextv2_atto", num_classes=0).state_dict(), tmp_path / "atto.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
@@ -211,6 +218,7 @@ def test_pictures_by_two_networks_at_once(chain: Path, tmp_path: Path, mfkit) ->
     )
     for name, options in (("one", ""), ("pieces", "--micro-batch 2")):
         assert (done := mfkit(f"{command} {name}.safetensors {options}")).code == 0, done.err
+    assert readings == ["real.npz"] * 2
     one, pieces = (load_file(f"{name}.safetensors") for name in ("one", "pieces"))
     assert difference(one, pieces) < 1e-4 < difference(load_file(chain / "cmt.safetensors"), one)
     last = json.loads((tmp_path / "one.log.jsonl").read_text().splitlines()[-1])

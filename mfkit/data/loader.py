@@ -169,6 +169,13 @@ def inference_batches(
     yield from ((shard, batch) for shard, batch in made if batch is not None)
 
 
+def batch_count(dataset: Dataset, shard_size: int, batch_size: int, is_mine: Callable[[int], bool]) -> int | None:
+    """How many :func:`inference_batches` gives, where none is skipped whole; None of a stream."""
+    if isinstance(dataset, StreamDataset):
+        return None
+    return sum(is_mine(shard) for shard, _ in shard_ranges(len(dataset), shard_size, batch_size))
+
+
 def all_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """All samples in batches of ``batch_size``, the last one smaller."""
     for _, batch in inference_batches(dataset, batch_size, batch_size, lambda shard: True, workers):

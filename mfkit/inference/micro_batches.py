@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfkit.config.settings import PrecisionName
-from mfkit.data.loader import Dataset, inference_batches, shard_ranges
+from mfkit.data.loader import Dataset, batch_count, inference_batches, shard_ranges
 from mfkit.data.prefetch import ordered_map
 from mfkit.runtime.precision import autocast, matmul_precision
 from mfkit.runtime.progress import progress
@@ -87,10 +87,11 @@ class MicroBatches:
 
         :param workers: threads that read and decode.
         """
-        batches = inference_batches(dataset, shard_size, self.round_up(batch_size), is_mine, workers)
+        which = (dataset, shard_size, self.round_up(batch_size), is_mine)
+        batches = progress(inference_batches(*which, workers), unit="batch", total=batch_count(*which))
         parts = (
             (shard, batch.positions[part], {name: column[part] for name, column in batch.columns.items()})
-            for shard, batch in progress(batches, unit="batch")
+            for shard, batch in batches
             for part in self.split(batch.positions)
         )
         return self.map(function, parts)

@@ -64,15 +64,12 @@ def open_spaces(
             raise UsageError(f"--space {name} has {dimensions} dimensions here; the most is {MAX_DIMENSIONS}")
     exact = torch.device("cpu") if processes().device.type == "mps" else processes().device
     of_views = cache(partial(_latent_moments, data, views, sizes, exact, workers))
-    of_pictures = {
-        name: _reference(name, one, request.reference, one.image_size or size, workers)
-        for name, one in pictures.items()
-    }
+    of_pictures = _references(pictures, request.reference, size, workers)
 
     def reference(name: str) -> tuple[Tensor, Tensor]:
         if name in VIEWS:
             return of_views()[name]
-        moments = of_pictures[name]()
+        moments = of_pictures(name)
         return torch.from_numpy(moments.mean), torch.from_numpy(moments.covariance)
 
     described = [{"space": name, "features": f"latents, {name}"} for name in views]
@@ -108,10 +105,35 @@ def _decoder(shape: tuple[int, ...], inputs: Mapping[str, Artifact]) -> tuple[Ca
     return network.decode, network.config.image_size
 
 
-def _reference(
-    space: str, extractor: FeatureExtractor, references: Sequence[str], size: int | None, workers: int
-) -> Callable[[], Moments]:
-    """What measures the real images in a space: statistics that are of it, else the images."""
+def _references(
+    extractors: Mapping[str, FeatureExtractor], references: Sequence[str], size: int | None, workers: int
+) -> Callable[[str], Moments]:
+    """What tells the moments of the real images in a space: by statistics that are of it, else by the images.
+
+    Images are read once for all spaces that see them at one size.
+
+    :param size: of the decoder's pictures.
+    """
+    known = {name: _reference(name, one, references) for name, one in extractors.items()}
+
+    @cache
+    def seen(location: str, side: int | None) -> dict[str, Moments]:
+        of = {
+            name: one for name, one in extractors.items() if (known[name], one.image_size or size) == (location, side)
+        }
+        views = [(one, [("features", "moments")]) for one in of.values()]
+        sets = see_images(location, views, side, batch_size=250, workers=workers)
+        return {name: found.moments("features") for name, found in zip(of, sets, strict=True)}
+
+    def moments(name: str) -> Moments:
+        found = known[name]
+        return found if isinstance(found, Moments) else seen(found, extractors[name].image_size or size)[name]
+
+    return moments
+
+
+def _reference(space: str, extractor: FeatureExtractor, references: Sequence[str]) -> Moments | str:
+    """The statistics among the references that are of a space, else where the images are."""
     images, reasons = [], []
     for location in references:
         if location.endswith(".npz") and not Path(location).exists():
@@ -123,16 +145,14 @@ def _reference(
             reasons.append(str(error))
             continue
         if known:
-            return partial(known.moments, "features")
+            return known.moments("features")
         images.append(location)
     if not images:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise UsageError(f"--space {space} needs --reference: real images, or `fid --save-stats` of them{why}")
     if len(images) > 1:
         raise UsageError(f"--reference {images[1]}: one set of real images is enough, {images[0]}")
-    (location,) = images
-    views = [(extractor, [("features", "moments")])]
-    return lambda: see_images(location, views, size, batch_size=250, workers=workers)[0].moments("features")
+    return images[0]
 
 
 def _artifacts(references: Sequence[str]) -> dict[str, Artifact]:
