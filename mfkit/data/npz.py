@@ -69,7 +69,7 @@ class NpzWriter:
         if self._state.is_main_process:
             with atomic_write(self._path) as partial, zipfile.ZipFile(partial, "w") as archive:
                 for name, part in self._parts.items():
-                    entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day: the same images, the same bytes
+                    entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day: the same command, the same bytes
                     with part.open("rb") as data, archive.open(entry, "w", force_zip64=True) as member:
                         shutil.copyfileobj(data, member)
                 for name, document in (("conditions", dict(conditions)), ("provenance", asdict(provenance))):
