@@ -1,6 +1,6 @@
 """Judges what recipes/ablations.sh trained: writes ablations.md and a picture for each question.
 
-python recipes/ablations.py OUT [EMOJI]
+python recipes/ablations.py OUT EMOJI QUESTION...            # EMOJI may be empty
 python recipes/ablations.py --unshift TRAJECTORIES FOLDER    # the same states, their times labelled without the shift
 python recipes/ablations.py --separate-drops distill …       # mfkit, with labels dropped anew in each evaluation
 """
@@ -135,11 +135,12 @@ OF_EMOJI = {
 }
 
 
-def main(out: Path, emoji: Path | None) -> None:
-    text = _answers(out, QUESTIONS, dict.fromkeys(sorted(out.glob("seed-*")), DIGITS))
+def main(out: Path, emoji: str, *questions: str) -> None:
+    asked = {name: question for name, question in QUESTIONS.items() if name in questions}
+    text = _answers(out, asked, dict.fromkeys(sorted(out.glob("seed-*")), DIGITS))
     if emoji:
-        drawn = Data(str(emoji / "images/train"), str(emoji / "images/heldout"), mirror=True)
-        text += _answers(out, OF_EMOJI, {emoji: drawn})
+        drawn = Data(f"{emoji}/images/train", f"{emoji}/images/heldout", mirror=True)
+        text += _answers(out, OF_EMOJI, {Path(emoji): drawn})
     (out / "ablations.md").write_text(text)
     print(text, end="")
 
@@ -320,4 +321,4 @@ if __name__ == "__main__":
         sys.argv[1:2] = []
         mfkit()
     else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+        main(Path(sys.argv[1]), *sys.argv[2:])

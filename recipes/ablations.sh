@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
 # Do the paper's claims hold on the digits? Seven questions, each on three seeds; the eighth is recipes/objectives.sh.
 #
-#   recipes/ablations.sh [OUT]            default: runs/objectives, whose runs of digits.sh are taken
+#   recipes/ablations.sh [OUT] [QUESTION...]   default: runs/objectives, whose runs of digits.sh are taken; all of them
 #
-# SEEDS: "0 1 2". EMOJI: a run of emoji.sh, for guidance there too. Run it again after an interruption: what is finished is
-# kept. STEPS, TRAJECTORIES shorten it. OUT/ablations.md and OUT/ablation-*.png are what recipes/README.md shows.
+# Questions: start, teachers, times, drops, derivative, weight, guidance. SEEDS: "0 1 2". EMOJI: a run of emoji.sh, for
+# guidance there too. Run it again after an interruption: what is finished is kept. STEPS, TRAJECTORIES shorten it.
+# OUT/ablations.md and OUT/ablation-*.png are what recipes/README.md shows.
 set -euo pipefail
 
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$recipes/steps.sh"
 out=${1:-runs/objectives}
+shift $(($# > 0 ? 1 : 0))
+all=(start teachers times drops derivative weight guidance)
+questions=("${@:-${all[@]}}")
+for question in "${questions[@]}"; do
+    [[ " ${all[*]} " == *" $question "* ]] || { echo "no question $question; there are ${all[*]}" >&2; exit 2; }
+done
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 steps=${STEPS:-200}
 short=${STEPS:+--steps $STEPS}
@@ -23,7 +30,7 @@ distilled() {
 }
 
 # 1: from random weights, from the teacher's, from the mid-trained student.
-starts() {
+start() {
     make random.safetensors mfkit train-mean-flow ../latents --steps 1 --learning-rate 0 --seed "$seed" \
         -o random.safetensors
     distilled start-random --init random.safetensors --steps $((2 * steps))
@@ -82,7 +89,7 @@ times() {
         $short -o times-unshifted.safetensors
 }
 
-# 4 and 7 need a teacher that knows a velocity without label.
+# What 4 and 7 need: a teacher that knows a velocity without label.
 unlabelled() {
     make teacher-d.safetensors mfkit train-teacher ../latents --class-dropout 0.1 --seed "$seed" $short \
         -o teacher-d.safetensors
@@ -91,6 +98,7 @@ unlabelled() {
 
 # 4: labels dropped once a row, or anew in each evaluation of du/dt.
 drops() {
+    unlabelled
     local common="--teacher teacher-d.safetensors --init cmt-d.safetensors"
     distilled drops-once $common --class-dropout 0.1
     make drops-separate.safetensors python "$recipes/ablations.py" --separate-drops distill $common \
@@ -98,7 +106,7 @@ drops() {
 }
 
 # 5: how du/dt is taken.
-derivatives() {
+derivative() {
     local step
     distilled derivative-jvp --derivative jvp
     for step in 1e-4 1e-3 5e-3 1e-2 0.1; do
@@ -107,7 +115,7 @@ derivatives() {
 }
 
 # 6: the weight of a row; and its cure, an eps of the size of a row, 0.01 of its numbers.
-weights() {
+weight() {
     local p
     for p in 0 0.5 1; do distilled weight-$p --norm-p $p; done
     distilled weight-1-large-eps --norm-p 1 --norm-eps 5.12
@@ -119,6 +127,7 @@ weights() {
 # 7: guidance of the teacher, on it and on the student of its trajectories.
 guidance() {
     local name options
+    unlabelled
     for name in 1.5 2.5 2.5-inside; do
         options="--guidance ${name%-inside}"
         [ $name = "${name%-inside}" ] || options+=" --guidance-interval 0.1 0.9"
@@ -138,18 +147,15 @@ guidance_of_emoji() {
     done
 }
 
-lane_a() {
-    unlabelled
-    drops
-    guidance
-    derivatives
+# answer QUESTION...: those of them that were asked.
+answer() {
+    local question
+    for question; do
+        [[ " ${questions[*]} " != *" $question "* ]] || $question
+    done
 }
-lane_b() {
-    teachers
-    starts
-    times
-    weights
-}
+lane_a() { answer drops guidance derivative; }
+lane_b() { answer teachers start times weight; }
 
 emoji=${EMOJI:+$(realpath "$EMOJI")}
 mkdir -p "$out"
@@ -166,4 +172,4 @@ if [ "$emoji" ]; then
     mkdir -p "$emoji/ablations"
     (cd "$emoji/ablations" && guidance_of_emoji)
 fi
-python "$recipes/ablations.py" . $emoji
+python "$recipes/ablations.py" . "$emoji" "${questions[@]}"
