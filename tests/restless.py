@@ -60,9 +60,17 @@ class Running:
 
 
 def complete() -> bool:
-    """Whether all files are there, and no other: a kill may come after the last of them, before the process is gone."""
+    """Whether all files are there: a kill may come after the last of them, before the process is gone.
+
+    Or before it has removed the last checkpoint, which goes on to no more than what is there.
+    """
     here, whole = ({path.relative_to(top) for path in top.rglob("*")} for top in (Path(), Path("../whole")))
-    return here == whole
+    left = here - whole
+    if not here >= whole or not all(".checkpoint-" in path.name for path in left):
+        return False
+    for path in left:
+        path.unlink()
+    return True
 
 
 def being_written() -> bool:

@@ -62,7 +62,9 @@ def check_url(url: str) -> None:
 def keep_index(location: str, name: str, folder: Path) -> None:
     """Begins the copy of a folder that mfkit wrote, by its index."""
     fetch(f"{location}/{name}", folder / name)
-    write_text(folder / _LOCATION, location + "\n")
+    with _alone(folder / _LOCATION):
+        if not is_copy(folder):
+            write_text(folder / _LOCATION, location + "\n")
 
 
 def fetch_tar(location: str, digests: Mapping[Path, str], path: Path) -> None:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -185,7 +185,8 @@ class FolderWriter:
         if kind and alone and not any(self._progress.glob("*.json")):
             shutil.rmtree(self.folder)
         elif kind and self._world.is_main_process:
-            self._note_time()
+            with suppress(OutputError):  # the error on its way is the one to tell
+                self._note_time()
         self._lock.close()
 
     def is_mine(self, shard: int) -> bool:
