@@ -22,12 +22,13 @@ _PARTS = [INDEX, *(f"{part}/{name}" for part in ("transformer", "decoder") for n
 _REFERENCE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
 
 
-def resolve(source: str, *, folder: bool = False) -> Path:
+def resolve(source: str, *, folder: bool = False, beside: str = "") -> Path:
     """The local file of a source: a path, or ``hf://owner/repo[@revision]/path``, fetched into the hub's cache.
 
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
 
     :param folder: fetch the folder of a model that diffusers saved instead; its path may be empty.
+    :param beside: name of another file of its folder, fetched too where there is one.
     """
     if not source.startswith(HUB):
         path = Path(source)
@@ -37,37 +38,27 @@ def resolve(source: str, *, folder: bool = False) -> Path:
     reference = _REFERENCE.fullmatch(source.removeprefix(HUB))
     if not reference or not (folder or reference["path"]):
         raise UsageError(f"{source}: give {HUB}owner/repo/path/in/repo")
-    return _download(source, reference["repo"], reference["revision"], reference["path"] or "", folder)
+    return _download(source, reference["repo"], reference["revision"], reference["path"] or "", folder, beside)
 
 
 def local_copy(name: str, *, beside: str = "") -> str:
-    """The path of a file on the hub, see :func:`resolve`; any other name as it is.
-
-    :param beside: name of another file of its folder, fetched too where there is one.
-    """
-    if not name.startswith(HUB):
-        return name
-    path = resolve(name)
-    if beside:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        reference = _REFERENCE.fullmatch(name.removeprefix(HUB))
-        assert reference is not None
-        other = PurePosixPath(reference["path"]).with_name(beside)
-        with hub_errors(f"{name}: {beside} cannot be downloaded"), suppress(EntryNotFoundError):
-            hf_hub_download(reference["repo"], str(other), revision=reference["revision"])
-    return str(path)
+    """The path of a file on the hub, see :func:`resolve`; any other name as it is."""
+    return str(resolve(name, beside=beside)) if name.startswith(HUB) else name
 
 
-def _download(source: str, repo: str, revision: str | None, path: str, folder: bool) -> Path:
+def _download(source: str, repo: str, revision: str | None, path: str, folder: bool, beside: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # each attempt of several would be a warning; the outcome is reported below
     with hub_errors(f"{source} cannot be downloaded"):
         if not folder:
-            return Path(hf_hub_download(repo, path, revision=revision))
+            found = Path(hf_hub_download(repo, path, revision=revision))
+            with suppress(EntryNotFoundError):
+                if beside:
+                    hf_hub_download(repo, str(PurePosixPath(path).with_name(beside)), revision=revision)
+            return found
         patterns = [f"{path}/{name}".lstrip("/") for name in (*diffusers_folder.FILES, *_PARTS)]
         found = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / path
     if not found.is_dir():
