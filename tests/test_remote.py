@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -164,7 +165,10 @@ def test_what_breaks_off_goes_on(latents: Path, tmp_path: Path, tag: str | None)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["a.tar"]
 
 
-def test_no_two_versions_are_joined(latents: Path, tmp_path: Path) -> None:
+def test_no_two_versions_are_joined(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who gets nothing waits twice as long each time, and then gives up."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     first, second = ((latents / f"0000{number}.tar").read_bytes() for number in (0, 1))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "t.tar").write_bytes(first)
@@ -181,7 +185,7 @@ def test_no_two_versions_are_joined(latents: Path, tmp_path: Path) -> None:
         server.cuts, server.answers_416 = [1000] * 99, True
         with pytest.raises(FetchError, match="t.tar cannot be fetched"):
             fetch(f"{server.url}/t.tar", tmp_path / "t.tar")
-        assert len(server.requests) < 20
+        assert len(server.requests) < 20 and waits[-4:] == [0.5, 1, 2, 4]
 
 
 @pytest.mark.fast
