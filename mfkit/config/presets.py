@@ -94,8 +94,8 @@ _DIGITS = Preset(
             steps=20, learning_rate=2e-5, final_learning_rate=1e-6, ema=(0.99,), norm_p=0.0
         ),
         "bootstrap drifting": _SMALL_GENERATOR | dict(
-            steps=360, batch_size=96, learning_rate=2.5e-4, final_learning_rate=5e-6, warmup=20, ema=(0.98,),
-            view=("latent",), temperature=(0.05, 0.15, 0.5), generated=48, extra=48, real=128,
+            steps=560, batch_size=96, optimizer="muon", learning_rate=5e-4, final_learning_rate=5e-6, warmup=20,
+            ema=(0.98,), view=("latent",), temperature=(0.05, 0.15, 0.5), generated=48, extra=48, real=128,
         ),
         "bootstrap frechet": _SMALL_GENERATOR | dict(
             steps=200, batch_size=250, learning_rate=1e-5, final_learning_rate=5e-7, warmup=20, ema=(0.98,),
@@ -120,7 +120,7 @@ _SMALL_IMAGES_CHANGES: dict[str, dict[str, Any]] = {
     # Without the weight of its rows, distillation diverged on photographs: du/dt is large where u is not smooth.
     "distill": dict(steps=300, norm_p=1.0),
     "bootstrap": dict(steps=100, norm_p=1.0),
-    "bootstrap drifting": dict(steps=300, learning_rate=5e-4, temperature=(0.03, 0.1, 0.3)),
+    "bootstrap drifting": dict(steps=300, optimizer="adamw", learning_rate=5e-4, temperature=(0.03, 0.1, 0.3)),
 }
 """From the digits' settings."""
 
