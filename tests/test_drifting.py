@@ -232,7 +232,7 @@ def test_the_loss_is_constant_and_the_log_shows_what_falls(field: str) -> None:
 
 DRIFT = (
     "bootstrap --init {0}/cmt.safetensors --latents {0}/latents --objective drifting --view token --view mean-token "
-    "--generated 8 --extra 4 --real 16 --batch-size 32 --log-every 1 --steps 4 -o OUT.safetensors"
+    "--generated 8 --extra 4 --real 16 --optimizer adamw --batch-size 32 --log-every 1 --steps 4 -o OUT.safetensors"
 )
 
 
@@ -258,7 +258,7 @@ def test_micro_batches_do_what_a_whole_batch_does(chain: Path, tmp_path: Path, m
 def test_settings_of_drifting(chain: Path, mfkit) -> None:
     plan = json.loads(mfkit(DRIFT.format(chain) + " --temperature 0.1 --temperature 0.3 --dry-run").out)["settings"]
     assert plan["temperature"] == [0.1, 0.3] and plan["view"] == ["token", "mean-token"]
-    assert plan["learning_rate"] == 2.5e-4 and plan["class_dropout"] == 0  # the preset's of this objective
+    assert plan["learning_rate"] == 5e-4 and plan["class_dropout"] == 0  # the preset's of this objective
     for options, word in (
         ("--view pixel", "view is pixel; choose from token"),
         ("--field sinkhorn --extra 0", "field sinkhorn needs latents without a gradient"),

@@ -36,7 +36,7 @@ def test_a_full_or_read_only_file_system(chain: Path, tmp_path: Path) -> None:
     run = several_as_script(tmp_path, train, encode, draw, look, "!mount -o remount,ro .", train, draw)
     script = f"mount -t tmpfs -o size=2m tmpfs disk && cd disk && echo kept > t.safetensors; {run}"
     done = shell(f"unshare -rm bash -c {shlex.quote(script)}", tmp_path)
-    left = ["t.safetensors", "t.log.jsonl", "latents/00000.tar", "latents/.progress/settings", "latents.time.json"]
+    left = ["t.safetensors", "t.log.jsonl", "latents/00000.tar", "latents/.progress/settings", "latents/.time.json"]
     words = done.stdout.splitlines()
     assert (tmp_path / "codes0").read_text().split() == ["4", "4", "4", "0", "0", "4", "4"], done.stderr
     found = {word for word in words if word.startswith("./")}

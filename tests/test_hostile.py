@@ -91,7 +91,7 @@ def test_names_of_members_are_nothing_but_names(name: str, tmp_path: Path, chain
     before = outside(tmp_path)
     assert mfkit(f"encode x.tar --rae {chain}/rae.safetensors --preset digits -o out").code == 0
     written = {Path(path).name for path in outside(tmp_path) - before}
-    assert written == {"out", "00000.tar", "index.json", "out.time.json"}
+    assert written == {"out", "00000.tar", "index.json", ".time.json"}
     with tarfile.open(tmp_path / "out/00000.tar") as tar:
         assert tar.getnames() == ["000000000.cls", "000000000.latent.npy"]
     tar_of(tmp_path / "x.tar", [(f"{name}.png", b"none"), (f"{name}.cls", b"1")])

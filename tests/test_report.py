@@ -76,7 +76,7 @@ def test_the_page_has_all_of_the_run(place: Path) -> None:
     for digest, record in records.items():
         assert digest in page.text and record.command in page.text
     assert json.dumps(student.provenance.settings, indent=1) in page.text
-    times = {name: json.loads((place / "run" / f"{name}.time.json").read_text())["seconds"] for name in FOLDERS}
+    times = {name: json.loads((place / "run" / name / ".time.json").read_text())["seconds"] for name in FOLDERS}
     text = (place / "page.html").read_text()
     rows = dict(re.findall(r'<th scope="row">(\w+).*?<td class="number">([\d:]*)</td>', text, re.DOTALL))
     shown = {name: f"{seconds // 60:.0f}:{seconds % 60:02.0f}" for name, seconds in times.items()}

@@ -224,7 +224,7 @@ SHARED = [
     "sample {}/mft.safetensors -n 20 -o OUT/images",
     "decode {}/traj -o OUT/decoded",
     "bootstrap --init {}/cmt.safetensors --latents {}/latents --objective drifting --view token --view mean-token "
-    "--generated 8 --extra 4 --real 16 --batch-size 32 --steps 3 --log-every 1 -o OUT/g.safetensors",
+    "--generated 8 --extra 4 --real 16 --optimizer adamw --batch-size 32 --steps 3 --log-every 1 -o OUT/g.safetensors",
     "bootstrap --init {}/cmt.safetensors --objective frechet --space mean-token --space rae --reference digits:heldout "
     "--moment-samples 50 --batch-size 16 --steps 3 --log-every 1 -o OUT/f.safetensors",
     "bootstrap --init {}/cmt.safetensors --objective frechet --moments queue --moment-samples 50 --batch-size 16 "

@@ -31,6 +31,8 @@ STREAM = "-"
 """The location that stands for a tar stream on standard input or output."""
 _PROGRESS = ".progress"
 """Subfolder of records in a folder that is still being written."""
+_TIME = ".time.json"
+"""How long it took, in a hidden file: nothing else of a folder depends on that."""
 
 TarSample = dict[str, Any]
 """``__key__``, and bytes by suffix."""
@@ -101,14 +103,9 @@ def _write_tar(file: IO[bytes], samples: Iterable[TarSample]) -> tuple[list[int]
     return offsets, labels
 
 
-def _time_file(folder: Path) -> Path:
-    folder = folder.resolve()
-    return folder.with_name(f"{folder.name}.time.json")
-
-
 def seconds_of(folder: Path) -> float | None:
     """Wall-clock time that it took to write a folder, with runs that a signal ended; None where that is not known."""
-    path = _time_file(folder)
+    path = folder / _TIME
     return parse(_Time, read_json(path), path).seconds if path.exists() else None
 
 
@@ -120,8 +117,6 @@ def check_finished(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Time:
-    """How long a folder was written, in a file beside it: its own bytes do not depend on that."""
-
     seconds: float
 
 
@@ -165,7 +160,6 @@ class FolderWriter:
     def _start(self) -> None:
         if self._overwrite or not self._started.exists():
             _claim(self.folder, self._overwrite, self._inputs)
-            _time_file(self.folder).unlink(missing_ok=True)
             write_text(self._started, json.dumps(self._resume_key))
             return
         try:
@@ -242,7 +236,7 @@ class FolderWriter:
 
     def _note_time(self) -> None:
         seconds = time.perf_counter() - self._began + (seconds_of(self.folder) or 0)
-        write_text(_time_file(self.folder), json.dumps(asdict(_Time(seconds))))
+        write_text(self.folder / _TIME, json.dumps(asdict(_Time(seconds))))
 
     def _record(self, shard: int) -> Path:
         return self._progress / f"{shard:08d}.json"

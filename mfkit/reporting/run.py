@@ -27,7 +27,7 @@ class Step:
     inputs: list[str]
     """Digests of the steps before it."""
     seconds: float | None
-    """That its command took, where a log beside it says so."""
+    """That its command took, where it says so, or a log beside it."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Run:
         return list(steps.values())
 
     def _seconds(self, name: str, record: Record) -> float | None:
-        """By the log beside a folder, or those of a file and of its parts, as an RAE's encoder has one."""
+        """By what a folder says, or the logs of a file and of its parts, as an RAE's encoder has one."""
         if name in self.seconds:
             return self.seconds[name]
         stem, rows = name.removesuffix(".safetensors"), record.settings.get("batch_size")
