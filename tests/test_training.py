@@ -270,7 +270,9 @@ def test_processes_do_what_one_does(chain: Path, tmp_path: Path, mfkit) -> None:
             assert many == pytest.approx(one, rel=1e-3) and len(one) >= 2  # two writers would log each step twice
             assert difference(*(load_file(part / f"{name}.safetensors") for part in parts)) < 1e-4
         for folder in written:
-            held = [{path.name: file_digest(path) for path in (part / folder).rglob("*.[tp]*")} for part in parts]
+            held = [
+                {path.name: file_digest(path) for path in (part / folder).rglob("*.[tp][an][rg]")} for part in parts
+            ]
             assert held[0] == held[1] and len(held[0]) == folders[folder]
     with np.load(tmp_path / "one/samples.npz") as one, np.load(tmp_path / "by2/samples.npz") as two:
         assert all(np.array_equal(one[name], two[name]) for name in ("arr_0", "arr_1", "conditions"))
