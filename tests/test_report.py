@@ -117,6 +117,25 @@ def test_real_images_are_of_their_class(mfkit, place: Path, tmp_path: Path) -> N
     assert shades == [*(25 * label for label in range(8)), 255, 255]
 
 
+def test_real_images_of_few_classes_are_different_ones(mfkit, tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 8 * number).save(tmp_path / "images" / "ab"[number % 2] / f"{number:02d}.png")
+    (tmp_path / "run").mkdir()
+    few = "--steps 1 --batch-size 8"
+    for command in (
+        f"train-rae images --encoder tiny --preset digits --pretrain-steps 1 {few} -o run/rae.safetensors",
+        "encode images --rae run/rae.safetensors -o run/latents",
+        f"train-teacher run/latents {few} -o run/teacher.safetensors",
+        "report run -o page.html",
+    ):
+        assert (done := mfkit(command)).code == 0, done.err
+    _, grid = Page((tmp_path / "page.html").read_text()).pictures()[0]
+    pixels = np.asarray(grid.convert("RGB"))
+    shades = [int(pixels[33, column * 66 + 33, 0]) // 8 for column in range(10)]
+    assert len(set(shades)) == 10 and [shade % 2 for shade in shades] == 5 * [0, 1]
+
+
 def test_nothing_on_the_page_can_run_or_be_fetched(place: Path) -> None:
     text = (place / "page.html").read_text()
     page = Page(text)

@@ -98,11 +98,14 @@ class _Real:
         return cls(torch.cat(images), torch.cat(labels))
 
     def rows(self, painter: Painter) -> Iterator[Row]:
-        """One of each class, as it is and as it is decoded; white where there is none of it."""
+        """Of the class of each column another one, as it is and as it is decoded; white where there is none of it."""
         self.shown = True
-        first = [(self._labels == label).nonzero()[:1, 0] for label in _labels(painter)]
-        white = torch.ones_like(self.images[:1])
-        chosen = torch.cat([self.images[one] if len(one) else white for one in first])
+        found, labels = [], _labels(painter)
+        for column, label in enumerate(labels):
+            of_class = self.images[self._labels == label]
+            turn, turns = (int((some == label).sum()) for some in (labels[:column], labels))
+            found.append(of_class[turn * len(of_class) // turns] if len(of_class) else torch.ones_like(self.images[0]))
+        chosen = torch.stack(found)
         yield Row("real", chosen)
         again = painter.autoencoder
         yield Row("real, encoded and decoded", again.decode(again.encode(chosen.to(processes().device))).cpu())
